@@ -1,0 +1,76 @@
+"""The interface of a file format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from halfbyte.ir.model import Model
+from halfbyte.ir.profile import Profile
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read: `allow_pickle` admits pytorch_model.bin through the restricted unpickler."""
+
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """How to write: flavour after the colon of `--to`, worker threads, progress in bytes written.
+
+    `shard_bytes` splits Hugging Face output; 0 writes one file.
+    """
+
+    flavour: str = ""
+    threads: int = 1
+    progress: Progress | None = None
+    shard_bytes: int = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class WrittenTensor:
+    """One tensor as it lies in the output: its new name and bytes."""
+
+    source_name: str
+    name: str
+    encoding: str
+    nbytes: int
+
+
+class Format(Protocol):
+    """What each entry of FORMATS offers."""
+
+    @property
+    def name(self) -> str:
+        """Return the name that `--to` takes."""
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """Return file endings that choose this format for output; empty for folders."""
+
+    def detect(self, path: Path) -> bool:
+        """Whether the content of `path` is of this format."""
+
+    def read(self, path: Path, options: ReadOptions) -> Model:
+        """Return the model at `path`; weights stay on disk.
+
+        Raises:
+            FormatError: the file breaks a rule of the format.
+            UnsupportedError: the architecture or a type is unknown.
+        """
+
+    def profile(self, flavour: str = "") -> Profile:
+        """Return what the container can hold."""
+
+    def write(self, model: Model, path: Path, options: WriteOptions) -> list[WrittenTensor]:
+        """Write the model, atomically, streaming every tensor.
+
+        Raises:
+            UnsupportedError: the container cannot say something the model needs.
+        """

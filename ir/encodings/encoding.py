@@ -1,0 +1,130 @@
+"""The interface of an encoding: how the values of a weight lie in bytes.
+
+An encoding sees one array of rows x columns and works on ranges of rows, so that a tensor larger
+than memory streams. It owns named parts ("data", or "codes"/"scales"/"zero_points"/"g_idx");
+each part is an array whose first axis counts rows unless its spec says otherwise.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Parts = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """Type and shape of one stored part; `per_row` is False for parts that all rows share."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    per_row: bool = True
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes that the whole part takes."""
+        count = 1
+        for dim in self.shape:
+            count *= dim
+        return count * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The grid of each group: value = (code - zero_point) * scale + offset.
+
+    scale: [rows, groups] float32; zero_point: [rows, groups] int32 or None for 0;
+    offset: [rows, groups] float32 or None for 0; group_of_column: [columns] int32 or None when
+    group = column // group_size.
+    """
+
+    scale: NDArray[np.float32]
+    group_size: int
+    zero_point: NDArray[np.int32] | None = None
+    offset: NDArray[np.float32] | None = None
+    group_of_column: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """Codes [rows, columns] int32 on the grid that `scales` describes."""
+
+    codes: NDArray[np.int32]
+    scales: Scales
+
+
+class Encoding(ABC):
+    """How values lie in bytes. Implementations are frozen dataclasses, equal when all fields are."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Return the published name; `encoding_from_name(name)` gives an equal encoding."""
+
+    @property
+    @abstractmethod
+    def bits_per_weight(self) -> float:
+        """Return the stored bits per value, scales included, for long rows."""
+
+    @property
+    @abstractmethod
+    def block_shape(self) -> tuple[int, int]:
+        """Return (rows, columns) of the smallest unit that is encoded on its own."""
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether values are codes on a grid rather than plain numbers."""
+        return True
+
+    @abstractmethod
+    def part_specs(self, rows: int, columns: int) -> dict[str, PartSpec]:
+        """Return the parts that hold rows x columns values, in storage order.
+
+        Raises:
+            QuantizationError: rows of this length cannot be encoded.
+        """
+
+    @abstractmethod
+    def unpack(self, parts: Parts, columns: int) -> Unpacked:
+        """Return codes and scales of a range of rows."""
+
+    @abstractmethod
+    def pack(self, unpacked: Unpacked) -> dict[str, Array]:
+        """Return the parts that hold exactly these codes and scales.
+
+        Raises:
+            QuantizationError: a code or scale does not fit.
+        """
+
+    @abstractmethod
+    def fit(self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> Scales:
+        """Choose the scales for rows [rows, columns] float32; importance: [columns] float32."""
+
+    @abstractmethod
+    def assign(self, rows: NDArray[np.float32], scales: Scales) -> NDArray[np.int32]:
+        """Choose the nearest code of each value on a given grid."""
+
+    @abstractmethod
+    def encode(
+        self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
+    ) -> dict[str, Array]:
+        """Return the parts for rows [rows, columns] float32, with the encoding's own search."""
+
+    @abstractmethod
+    def decode(self, parts: Parts, columns: int) -> Array:
+        """Return the values [rows, columns]: float32, or the stored dtype of a dense encoding."""
+
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Return the stored bytes of rows x columns values."""
+        return sum(spec.nbytes for spec in self.part_specs(rows, columns).values())
+
+    def __str__(self) -> str:
+        """Return the name."""
+        return self.name

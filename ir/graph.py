@@ -1,0 +1,235 @@
+"""Values, nodes and graphs.
+
+Operator names, attributes and since_version are ai.onnx's; domain `halfbyte` adds `Linear`,
+`ExpertLinear` and `CachedAttention`. Nodes stand in topological order. Nodes are changed through
+the graph's methods only, which keep producer and uses right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from halfbyte.ir.tensor import Tensor
+
+ONNX_DOMAIN = ""
+HALFBYTE_DOMAIN = "halfbyte"
+CANONICAL_OPSET = 24
+
+Dim = int | str
+
+
+@dataclass(eq=False)
+class Value:
+    """A result or an input: name, dtype (numpy or ml_dtypes name), shape of ints and symbols."""
+
+    name: str
+    dtype: str | None = None
+    shape: tuple[Dim, ...] | None = None
+    producer: Node | None = field(default=None, repr=False)
+    constant: Tensor | None = field(default=None, repr=False)
+    _uses: list[tuple[Node, int]] = field(default_factory=list, repr=False)
+
+    @property
+    def uses(self) -> tuple[tuple[Node, int], ...]:
+        """Return (node, input index) for every place that reads the value."""
+        return tuple(self._uses)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a node came from: file, byte offset if known, original name."""
+
+    file: str
+    name: str = ""
+    offset: int | None = None
+
+
+@dataclass(eq=False)
+class Node:
+    """One operation. `inputs` may hold None for an omitted optional input."""
+
+    op: str
+    inputs: list[Value | None]
+    outputs: list[Value]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    domain: str = ONNX_DOMAIN
+    since_version: int = 1
+    layer: int | None = None
+    origin: Origin | None = None
+
+    @property
+    def label(self) -> str:
+        """Return `domain.op` and the first output, for messages."""
+        prefix = f"{self.domain}." if self.domain else ""
+        target = self.outputs[0].name if self.outputs else "?"
+        return f"{prefix}{self.op} -> {target!r}"
+
+
+@dataclass(frozen=True)
+class State:
+    """Memory that outlives a run, owned by the session and written in place.
+
+    shape: dims, where `capacity` stands for the positions held; `axis` is the position axis.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+    axis: int
+    window: int | None = None
+    layer: int | None = None
+
+
+@dataclass
+class Graph:
+    """Inputs, outputs, states, nodes in topological order and constants by name."""
+
+    name: str = "main"
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    states: dict[str, State] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    opset: int = CANONICAL_OPSET
+    _constants: dict[str, Value] = field(default_factory=dict)
+    _names: dict[str, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """Return constant tensors by value name."""
+        return {name: v.constant for name, v in self._constants.items() if v.constant is not None}
+
+    def fresh_name(self, stem: str) -> str:
+        """Return a value name not used yet, derived from `stem`."""
+        count = self._names.get(stem, -1) + 1
+        self._names[stem] = count
+        return stem if count == 0 else self.fresh_name(f"{stem}.{count}")
+
+    def add_input(self, name: str, dtype: str, shape: Sequence[Dim]) -> Value:
+        """Add a graph input."""
+        value = Value(self.fresh_name(name), dtype, tuple(shape))
+        self.inputs.append(value)
+        return value
+
+    def add_state(self, state: State) -> State:
+        """Add a state; nodes refer to it by name in their attributes."""
+        self.states[state.name] = state
+        return state
+
+    def add_constant(self, tensor: Tensor, name: str | None = None) -> Value:
+        """Return the value of a constant; the same name gives the same value."""
+        name = tensor.name if name is None else name
+        if name in self._constants and self._constants[name].constant is tensor:
+            return self._constants[name]
+        dtype = getattr(tensor.encoding, "dtype_name", "float32")
+        value = Value(self.fresh_name(name), dtype, tuple(tensor.shape), constant=tensor)
+        self._constants[value.name] = value
+        return value
+
+    def constant_value(self, name: str) -> Value:
+        """Return the value that carries constant `name`."""
+        return self._constants[name]
+
+    def set_constant(self, name: str, tensor: Tensor) -> None:
+        """Exchange the tensor of a constant; its uses stay."""
+        self._constants[name].constant = tensor
+
+    def remove_constant(self, name: str) -> None:
+        """Drop a constant that nothing uses."""
+        if self._constants[name].uses:
+            raise ValueError(f"constant {name!r} is still used")
+        del self._constants[name]
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        *,
+        name: str | None = None,
+        dtype: str | None = None,
+        shape: Sequence[Dim] | None = None,
+        domain: str = ONNX_DOMAIN,
+        since_version: int = 1,
+        layer: int | None = None,
+        origin: Origin | None = None,
+        before: Node | None = None,
+        **attributes: Any,
+    ) -> Value:
+        """Add a node with one output and return that output."""
+        out = Value(
+            self.fresh_name(name or op.lower()), dtype, None if shape is None else tuple(shape)
+        )
+        node = Node(op, list(inputs), [out], attributes, domain, since_version, layer, origin)
+        self.insert(node, before)
+        return out
+
+    def insert(self, node: Node, before: Node | None = None) -> Node:
+        """Insert a complete node at the end or before another, linking producer and uses."""
+        for index, value in enumerate(node.inputs):
+            if value is not None:
+                value._uses.append((node, index))
+        for value in node.outputs:
+            value.producer = node
+        position = len(self.nodes) if before is None else self.nodes.index(before)
+        self.nodes.insert(position, node)
+        return node
+
+    def remove(self, node: Node) -> None:
+        """Remove a node whose outputs are unused."""
+        for value in node.outputs:
+            if value.uses or value in self.outputs:
+                raise ValueError(f"{node.label} is still used")
+        self._unlink(node)
+        self.nodes.remove(node)
+
+    def _unlink(self, node: Node) -> None:
+        for index, value in enumerate(node.inputs):
+            if value is not None:
+                value._uses.remove((node, index))
+        for value in node.outputs:
+            value.producer = None
+
+    def set_input(self, node: Node, index: int, value: Value | None) -> None:
+        """Exchange one input of a node."""
+        old = node.inputs[index]
+        if old is not None:
+            old._uses.remove((node, index))
+        node.inputs[index] = value
+        if value is not None:
+            value._uses.append((node, index))
+
+    def replace_all_uses(self, old: Value, new: Value) -> None:
+        """Let every reader of `old`, graph outputs included, read `new`."""
+        for node, index in old.uses:
+            self.set_input(node, index, new)
+        self.outputs = [new if value is old else value for value in self.outputs]
+
+    def values(self) -> Iterator[Value]:
+        """Yield inputs, constants and node outputs."""
+        yield from self.inputs
+        yield from self._constants.values()
+        for node in self.nodes:
+            yield from node.outputs
+
+    def segments(self) -> list[tuple[int | None, list[Node]]]:
+        """Return runs of consecutive nodes with the same layer, in order."""
+        found: list[tuple[int | None, list[Node]]] = []
+        for node in self.nodes:
+            if not found or found[-1][0] != node.layer:
+                found.append((node.layer, []))
+            found[-1][1].append(node)
+        return found
+
+    def subgraphs(self, nodes: Iterable[Node] | None = None) -> Iterator[Graph]:
+        """Yield graphs held in node attributes (If, Loop, Scan)."""
+        for node in self.nodes if nodes is None else nodes:
+            for attribute in node.attributes.values():
+                if isinstance(attribute, Graph):
+                    yield attribute
+
+    def __str__(self) -> str:
+        """Return stable text that `halfbyte.ir.text.parse` reads back."""
+        from halfbyte.ir.text import print_graph
+
+        return print_graph(self)

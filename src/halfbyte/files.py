@@ -1,0 +1,109 @@
+"""Atomic output, path containment and hashes.
+
+Output appears under its final name only when it is whole: writers work on a
+temporary name in the target folder, flush it to disk, then rename it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from halfbyte.errors import FormatError, HalfbyteError
+
+HASH_CHUNK_BYTES = 1 << 20
+
+
+def _temporary_name(destination: Path) -> Path:
+    return destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.partial")
+
+
+def _require_parent(destination: Path) -> None:
+    parent = destination.parent
+    if not parent.is_dir():
+        raise HalfbyteError(
+            f"{destination}: folder {str(parent)!r} does not exist; create it or write elsewhere"
+        )
+
+
+@contextlib.contextmanager
+def atomic_file(destination: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Yield a binary file that replaces `destination` when the block ends without an error.
+
+    Raises:
+        HalfbyteError: the target folder does not exist or `destination` is a folder.
+    """
+    final = Path(destination)
+    _require_parent(final)
+    if final.is_dir():
+        raise HalfbyteError(f"{final}: is a folder, a file was required; name a file inside it")
+    partial = _temporary_name(final)
+    try:
+        with partial.open("w+b") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, final)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder that becomes `destination` when the block ends without an error.
+
+    A folder already there is replaced only if it is empty.
+
+    Raises:
+        HalfbyteError: `destination` is a file or a folder with content.
+    """
+    final = Path(destination)
+    _require_parent(final)
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise HalfbyteError(f"{final}: already exists and is not an empty folder; name a new one")
+    partial = _temporary_name(final)
+    partial.mkdir()
+    try:
+        yield partial
+        for entry in partial.rglob("*"):
+            if entry.is_file():
+                with entry.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        if final.is_dir():
+            final.rmdir()
+        os.replace(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def contained(root: str | os.PathLike[str], name: str) -> Path:
+    """Return `root / name`, refusing names that leave `root`.
+
+    Links that a hub cache uses (a name inside `root` that points to a blob) are allowed:
+    only the name itself is judged.
+
+    Raises:
+        FormatError: the name is empty, absolute, has a NUL or climbs out of `root`.
+    """
+    parts = name.replace("\\", "/").split("/")
+    bad = not name or "\0" in name or name[0] in "/\\" or ".." in parts or ":" in parts[0]
+    if bad:
+        raise FormatError(root, f"file name {name!r} leaves the folder; it must stay inside")
+    return Path(root) / name
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file as hexadecimal text."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while chunk := stream.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

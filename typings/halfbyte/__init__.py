@@ -1,0 +1,1 @@
+../../src/halfbyte/__init__.py
