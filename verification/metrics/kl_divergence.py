@@ -1,0 +1,25 @@
+"""Kullback-Leibler divergence per token: sum of p_reference * (ln p_reference - ln p_candidate)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def per_token(
+    reference: NDArray[np.float64], candidate: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the divergence of each row; ln p: [rows, vocabulary] float64."""
+    present = np.isfinite(reference)
+    difference = np.where(present, reference, 0.0) - np.where(present, candidate, 0.0)
+    return np.asarray((np.exp(reference) * difference).sum(axis=-1))
+
+
+def summarize(values: NDArray[np.float64]) -> dict[str, float]:
+    """Return mean, median, 99th percentile (linear interpolation) and maximum."""
+    return {
+        "mean_kl": float(values.mean()),
+        "median_kl": float(np.median(values)),
+        "p99_kl": float(np.percentile(values, 99)),
+        "max_kl": float(values.max()),
+    }
