@@ -1,1 +1,25 @@
+"""The `halfbyte` command: parse, call the library, print."""
 
+from __future__ import annotations
+
+import sys
+
+# name: (module, line in `halfbyte --help`)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "inspect": ("halfbyte.cli.inspect", "Show what a model is: tensors, encodings, metadata."),
+    "convert": ("halfbyte.cli.convert", "Write a model in another format."),
+    "quantize": ("halfbyte.cli.quantize", "Write a model with weights in a smaller encoding."),
+    "verify": ("halfbyte.cli.verify", "Measure how far a model is from its reference."),
+    "run": ("halfbyte.cli.run", "Generate text, or run arrays through a model."),
+    "bench": ("halfbyte.cli.bench", "Measure prefill and decode speed."),
+    "demo": ("halfbyte.cli.demo", "Take the embedded model through every stage."),
+    "doctor": ("halfbyte.cli.doctor", "Show devices, compiled features and versions."),
+    "completion": ("halfbyte.cli.completion", "Print the completion script of a shell."),
+}
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    from halfbyte.cli.group import run
+
+    sys.exit(run(sys.argv[1:]))

@@ -1,1 +1,1 @@
-
+"""Measure how far a model is from its reference, and judge it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from halfbyte.pipeline import convert, open, quantize, verify  # noqa: A004
+    from halfbyte.pipeline import convert, open, quantize, verify
     from halfbyte.runtime.session import Session
 
 __version__ = "0.1.0"

@@ -13,9 +13,7 @@ def _error_of_mean(values: NDArray[np.float64]) -> float:
     return math.sqrt(float(values.var()) / (len(values) - 1)) if len(values) > 1 else 0.0
 
 
-def summarize(
-    reference: NDArray[np.float64], candidate: NDArray[np.float64]
-) -> dict[str, float]:
+def summarize(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> dict[str, float]:
     """Return both perplexities and their ratio from negative log-likelihoods per token.
 
     The error of the ratio uses the covariance of the two, which see the same tokens.

@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def summarize(
-    reference: NDArray[np.float64], candidate: NDArray[np.float64]
-) -> dict[str, float]:
+def summarize(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> dict[str, float]:
     """Return mean and root mean square of p_candidate - p_reference, from ln p per token."""
     change = np.exp(candidate) - np.exp(reference)
     return {

@@ -1,0 +1,86 @@
+"""`halfbyte convert`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from halfbyte.cli.options import parse_overrides, write_options
+from halfbyte.cli.output import (
+    print_json,
+    print_table,
+    print_warnings,
+    progress_bar,
+    size_text,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from halfbyte.pipeline import ConvertReport
+
+
+def summary_table(report: ConvertReport) -> Table:
+    """Return tensors and bytes by source encoding, encoding and verdict."""
+    from rich.table import Table
+
+    groups: dict[tuple[str, str, str, str], list[int]] = {}
+    for tensor in report.tensors:
+        key = (tensor.source_encoding, tensor.encoding, tensor.verdict, tensor.reason)
+        entry = groups.setdefault(key, [0, 0])
+        entry[0] += 1
+        entry[1] += tensor.bytes
+    table = Table()
+    for column in ("from", "to", "verdict", "tensors", "bytes", "why"):
+        table.add_column(column, justify="right" if column in ("tensors", "bytes") else "left")
+    for (source, target, verdict, reason), (count, size) in groups.items():
+        table.add_row(source, target, verdict, str(count), size_text(size), reason)
+    return table
+
+
+def show_report(report: ConvertReport, as_json: bool, quiet: bool) -> None:
+    """Print what a conversion did."""
+    print_warnings(report.warnings)
+    if as_json:
+        print_json(report.to_json())
+        return
+    if quiet:
+        return
+    print_table(summary_table(report))
+    memory = size_text(report.peak_memory_bytes)
+    print(
+        f"{report.output}: {size_text(report.bytes)} in {report.seconds:.1f} s, "
+        f"peak anonymous memory {memory}"
+    )
+    if report.pushed_to:
+        print(f"uploaded to {report.pushed_to}")
+
+
+@click.command("convert", help="Write the model SRC as DST; weights keep their exact values.")
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+@click.option("--type", "type_name", default="", metavar="ENC", help="Encoding of the weights.")
+@write_options()
+def command(
+    source: str,
+    destination: str,
+    overrides: tuple[str, ...],
+    type_name: str,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Convert a model."""
+    from halfbyte.pipeline import convert
+
+    with progress_bar("converting", silent=quiet or as_json) as bar:
+        report = convert(
+            source,
+            destination,
+            type=type_name,
+            overrides=parse_overrides(overrides),
+            progress=None if bar is None else bar.of_total,
+            **options,
+        )
+    show_report(report, as_json, quiet)

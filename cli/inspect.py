@@ -1,0 +1,82 @@
+"""`halfbyte inspect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from halfbyte.cli.options import output_options, source_options
+from halfbyte.cli.output import print_json, print_table, size_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from halfbyte.verification.inspection import Inspection
+
+ROWS_SHOWN = 40
+
+
+def _tensor_table(inspection: Inspection, every: bool) -> Table:
+    from rich.table import Table
+
+    shown = inspection.tensors if every else inspection.tensors[:ROWS_SHOWN]
+    table = Table()
+    for column in ("tensor", "shape", "encoding", "bits", "bytes"):
+        table.add_column(column, justify="right" if column in ("bits", "bytes") else "left")
+    for tensor in shown:
+        shape = " x ".join(str(dim) for dim in tensor["shape"]) or "scalar"
+        bits = f"{tensor['bits_per_weight']:.2f}"
+        size = size_text(tensor["bytes"])
+        table.add_row(tensor["name"], shape, tensor["encoding"], bits, size)
+    hidden = len(inspection.tensors) - len(shown)
+    if hidden:
+        table.caption = f"{hidden} more; --all shows them"
+    return table
+
+
+def _show(inspection: Inspection, every: bool) -> None:
+    from halfbyte.verification.inspection import encoding_summary
+
+    print(f"{inspection.source}")
+    print(f"  format        {inspection.format}")
+    print(f"  architecture  {inspection.architecture or 'unknown'}")
+    print(f"  parameters    {inspection.parameters:,}")
+    bits = f"{inspection.bits_per_weight:.3f} bits per weight"
+    print(f"  weights       {size_text(inspection.bytes)}, {bits}")
+    print(f"  tokenizer     {inspection.tokenizer or 'none'}")
+    groups = encoding_summary(inspection)
+    print(f"  encodings     {', '.join(f'{name} ({count})' for name, count, _ in groups)}")
+    if inspection.operators:
+        operators = ", ".join(f"{name} x{count}" for name, count in inspection.operators.items())
+        print(f"  operators     {operators}")
+    for name, value in inspection.metadata.items():
+        print(f"  {name} = {value}")
+    print_table(_tensor_table(inspection, every))
+    for problem in inspection.problems:
+        print(f"problem: {problem}")
+
+
+@click.command("inspect", help="Show what SRC is.")
+@click.argument("source", metavar="SRC")
+@click.option("--verify", is_flag=True, help="Check hashes and every value; reads the whole file.")
+@click.option("--all", "every", is_flag=True, help="List every tensor.")
+@source_options()
+@output_options()
+def command(
+    source: str,
+    verify: bool,
+    every: bool,
+    revision: str,
+    allow_pickle: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Describe a model."""
+    from halfbyte.pipeline import inspect
+
+    found = inspect(source, verify=verify, revision=revision, allow_pickle=allow_pickle)
+    if as_json:
+        print_json(found.to_json())
+    elif not quiet:
+        _show(found, every)

@@ -1,0 +1,108 @@
+"""`halfbyte run`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from halfbyte.cli.options import compute_option, device_options, output_options, source_options
+from halfbyte.cli.output import print_json
+
+if TYPE_CHECKING:
+    from halfbyte.ir.model import Model
+
+
+def _run_arrays(model: Model, arrays: str, output: str, session: dict[str, Any]) -> dict[str, Any]:
+    import numpy as np
+
+    from halfbyte.evaluation_data import read_arrays
+    from halfbyte.files import atomic_file
+    from halfbyte.pipeline import session as open_session
+
+    results = open_session(model, **session).run(read_arrays(arrays))
+    if output:
+        with atomic_file(output) as stream:
+            np.savez(stream, **results)
+    return {
+        "output": output,
+        "outputs": [
+            {"name": name, "shape": list(array.shape), "dtype": str(array.dtype)}
+            for name, array in results.items()
+        ],
+    }
+
+
+def _require_usage(prompt: str | None, arrays: str, output: str) -> None:
+    if (prompt is None) == (not arrays):
+        raise click.UsageError("give either a PROMPT or --input, not both and not neither")
+    if output and not arrays:
+        raise click.UsageError("--output goes with --input")
+
+
+@click.command("run", help="Generate text after PROMPT, or run the arrays of --input.")
+@click.argument("model", metavar="MODEL")
+@click.argument("prompt", metavar="[PROMPT]", required=False)
+@click.option("--input", "arrays", default="", metavar="FILE.npz", help="Inputs by graph name.")
+@click.option("--output", default="", metavar="FILE.npz", help="Where outputs go.")
+@click.option("--max-tokens", type=click.IntRange(min=0), default=128, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True)
+@click.option("--top-k", type=click.IntRange(min=0), default=40, show_default=True)
+@click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True)
+@click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True)
+@click.option("--repetition-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0)
+@click.option("--seed", type=int, default=None, help="Same seed, same text.")
+@click.option("--stop", "stops", multiple=True, help="End where this text appears.")
+@click.option("--system", default="", help="System message of the chat.")
+@click.option("--raw", is_flag=True, help="No chat template: the prompt as it is.")
+@compute_option("")
+@device_options()
+@source_options()
+@output_options()
+def command(
+    model: str,
+    prompt: str | None,
+    arrays: str,
+    output: str,
+    raw: bool,
+    system: str,
+    compute: str | None,
+    device: str,
+    threads: int,
+    revision: str,
+    allow_pickle: bool,
+    as_json: bool,
+    quiet: bool,
+    **sampling: Any,
+) -> None:
+    """Run a model."""
+    from halfbyte.pipeline import open
+
+    _require_usage(prompt, arrays, output)
+    opened = open(model, revision=revision, allow_pickle=allow_pickle)
+    session = {"device": device, "threads": threads}
+    if arrays:
+        found = _run_arrays(opened, arrays, output, {"compute": compute or "exact", **session})
+        if as_json:
+            print_json(found)
+        elif not quiet:
+            for entry in found["outputs"]:
+                print(f"{entry['name']}  {entry['dtype']}  {entry['shape']}")
+        return
+    from halfbyte.text_generation import TextRequest, generate_text
+
+    request = TextRequest(
+        str(prompt), raw=raw, system=system, stops=sampling.pop("stops"), **sampling
+    )
+    session["compute"] = compute or "int8"
+
+    def show(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    result = generate_text(opened, request, show if not (as_json or quiet) else None, **session)
+    if as_json:
+        print_json(result.to_json())
+    elif not quiet:
+        print()

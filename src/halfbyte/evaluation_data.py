@@ -1,0 +1,122 @@
+"""The inputs that a verification runs: tokens of a text, or arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.errors import FormatError, HalfbyteError
+from halfbyte.ir.model import Model
+
+ENCODER_LINES = 32
+ENCODER_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """Tokens for a language model (`first_token` replaces the first of each chunk), or batches."""
+
+    tokens: Sequence[int] = ()
+    first_token: int | None = None
+    batches: list[dict[str, NDArray[Any]]] = field(default_factory=list)
+
+
+def is_language_model(model: Model) -> bool:
+    """Whether the model's graph keeps a cache and gives logits."""
+    names = [value.name for value in model.graph.outputs]
+    return bool(model.graph.states) and "logits" in names
+
+
+def read_text(path: str | Path | None) -> str:
+    """Return the text of a file, or the embedded public-domain text without one.
+
+    Raises:
+        FormatError: the file is not UTF-8.
+    """
+    if path is None:
+        shipped = files("halfbyte.verification").joinpath("texts/shakespeare.txt")
+        return shipped.read_text(encoding="utf-8")
+    if not Path(path).is_file():
+        raise HalfbyteError(f"{path}: no such file; --data takes a text file or an .npz of inputs")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(path, "is not UTF-8 text; convert it first", error.start) from None
+
+
+def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an .npz file by name, never unpickling.
+
+    Raises:
+        FormatError: the file is no .npz or holds Python objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, AttributeError) as error:
+        if not Path(path).is_file():
+            raise HalfbyteError(f"{path}: no such file; check the path") from None
+        raise FormatError(path, f"is not an .npz of plain arrays ({error})") from None
+    except Exception as error:
+        if type(error).__module__ != "zipfile":
+            raise
+        raise FormatError(path, f"is not an .npz of plain arrays ({error})") from None
+
+
+def _require_same_tokens(reference: Model, candidate: Model, text: str) -> list[int]:
+    from halfbyte.converters.tokenizers.codec import Codec
+
+    found = []
+    for model in (reference, candidate):
+        if model.tokenizer is None:
+            raise HalfbyteError(
+                f"{model.provenance.source}: has no tokenizer, verifying a language model on text "
+                "needs one; convert it together with its tokenizer"
+            )
+        found.append(Codec(model.tokenizer).encode(text, add_special=True, parse_special=False))
+    if found[0] != found[1]:
+        raise HalfbyteError(
+            f"{candidate.provenance.source}: its tokenizer gives other tokens than "
+            f"{reference.provenance.source}'s, they must agree; verify two forms of one model"
+        )
+    return found[0]
+
+
+def _encoder_batches(reference: Model, candidate: Model, text: str) -> list[dict[str, Any]]:
+    lines = [line for line in text.splitlines() if line.strip()][:ENCODER_LINES]
+    rows = [_require_same_tokens(reference, candidate, line)[:ENCODER_TOKENS] for line in lines]
+    return [{"input_ids": np.asarray([ids], dtype=np.int64)} for ids in rows if ids]
+
+
+def evaluation_data(reference: Model, candidate: Model, data: str | Path | None) -> EvaluationData:
+    """Return what to run: from a text, from an .npz, or random inputs for other models.
+
+    Raises:
+        HalfbyteError: the data does not fit the models, or their tokenizers disagree.
+    """
+    if data is not None and Path(data).suffix == ".npz":
+        return EvaluationData(batches=[read_arrays(data)])
+    if is_language_model(reference):
+        if not is_language_model(candidate):
+            raise HalfbyteError(
+                f"{candidate.provenance.source}: is no language model, the reference is one; "
+                "verify two forms of one model"
+            )
+        tokens = _require_same_tokens(reference, candidate, read_text(data))
+        tokenizer = reference.tokenizer
+        bos = tokenizer.special_ids.get("bos") if tokenizer and tokenizer.add_bos else None
+        return EvaluationData(tokens=tokens, first_token=bos)
+    if reference.tokenizer is not None:
+        text = read_text(data)
+        return EvaluationData(batches=_encoder_batches(reference, candidate, text))
+    if data is not None:
+        raise HalfbyteError(f"{data}: this model takes arrays, not text; give an .npz of inputs")
+    from halfbyte.verification.outputs import random_inputs
+
+    return EvaluationData(batches=random_inputs(reference.graph))

@@ -1,0 +1,1 @@
+../../src/halfbyte/evaluation_data.py

@@ -1,0 +1,1 @@
+../../src/halfbyte/text_generation.py

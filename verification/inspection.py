@@ -1,0 +1,158 @@
+"""What a model is: format, architecture, tensors, encodings, metadata, problems."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from halfbyte.errors import HalfbyteError
+from halfbyte.ir.legality import check
+from halfbyte.ir.model import Model
+from halfbyte.ir.tensor import Tensor
+
+VALUE_CHARACTERS = 100
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The description of a model; `problems` are sentences, empty for a sound model."""
+
+    source: str
+    format: str
+    architecture: str
+    parameters: int
+    bytes: int
+    bits_per_weight: float
+    tokenizer: str
+    tensors: list[dict[str, Any]]
+    problems: list[str]
+    config: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    operators: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable form."""
+        return dict(vars(self))
+
+
+def _bits(tensor: Tensor) -> float:
+    return 8 * tensor.nbytes / tensor.size if tensor.size else 0.0
+
+
+def _describe_tensor(tensor: Tensor) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "shape": list(tensor.shape),
+        "encoding": str(tensor.encoding),
+        "bits_per_weight": round(_bits(tensor), 4),
+        "bytes": tensor.nbytes,
+        "role": "" if tensor.key is None else str(tensor.key),
+    }
+
+
+def _describe_tokenizer(model: Model) -> str:
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return ""
+    template = ", chat template" if tokenizer.chat_template else ""
+    return f"{tokenizer.kind}, {len(tokenizer.tokens):,} tokens{template}"
+
+
+def shorten(value: Any) -> str:
+    """Return a value as one line of at most about 100 characters."""
+    if isinstance(value, np.ndarray | list | tuple) and len(value) > 8:
+        first = ", ".join(str(item) for item in value[:4])
+        return f"[{first}, ...] ({len(value):,} entries)"
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    text = " ".join(str(value).split())
+    return text if len(text) <= VALUE_CHARACTERS else text[: VALUE_CHARACTERS - 4] + " ..."
+
+
+def _metadata(model: Model) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for group, entries in model.metadata.items():
+        if isinstance(entries, dict):
+            for name, entry in entries.items():
+                found[str(name)] = shorten(getattr(entry, "value", entry))
+        else:
+            found[str(group)] = shorten(entries)
+    return found
+
+
+def _non_finite(tensor: Tensor) -> int:
+    count = 0
+    for start, stop in tensor.row_ranges():
+        values = np.asarray(tensor.decode(start, stop))
+        if values.dtype.kind not in "iub":
+            count += int((~np.isfinite(values.astype(np.float32, copy=False))).sum())
+    return count
+
+
+def weight_problems(model: Model) -> list[str]:
+    """Return a sentence for each weight that holds NaN or an infinity; reads every weight."""
+    found = []
+    for tensor in model.weights.values():
+        count = _non_finite(tensor)
+        if count:
+            found.append(f"tensor {tensor.name!r} has {count:,} values that are not finite")
+    return found
+
+
+def _graph_problems(model: Model) -> tuple[dict[str, int], list[str]]:
+    if model.build is None:
+        return {}, [f"architecture {model.architecture or 'unknown'!r} cannot be run"]
+    try:
+        graph = model.graph
+        check(graph)
+    except HalfbyteError as error:
+        return {}, [str(error)]
+    names = Counter(f"{n.domain}.{n.op}" if n.domain else n.op for n in graph.nodes)
+    return dict(sorted(names.items())), []
+
+
+def _vocabulary_problems(model: Model) -> list[str]:
+    rows = model.config.get("vocab_size")
+    if model.tokenizer is None or not isinstance(rows, int):
+        return []
+    tokens = len(model.tokenizer.tokens)
+    if tokens > rows:
+        return [f"the tokenizer has {tokens:,} tokens, the embedding {rows:,} rows"]
+    return []
+
+
+def describe(model: Model, source: str, *, read_weights: bool = False) -> Inspection:
+    """Return the description of a model; `read_weights` also looks at every value."""
+    size = sum(tensor.nbytes for tensor in model.weights.values())
+    operators, problems = _graph_problems(model)
+    problems += _vocabulary_problems(model)
+    problems += list(model.warnings)
+    if read_weights:
+        problems += weight_problems(model)
+    return Inspection(
+        source,
+        model.provenance.format,
+        model.architecture,
+        model.parameters,
+        size,
+        8 * size / model.parameters if model.parameters else 0.0,
+        _describe_tokenizer(model),
+        [_describe_tensor(tensor) for tensor in model.weights.values()],
+        problems,
+        dict(model.config),
+        _metadata(model),
+        operators,
+    )
+
+
+def encoding_summary(inspection: Inspection) -> list[tuple[str, int, int]]:
+    """Return (encoding, tensors, bytes) in order of first appearance."""
+    groups: dict[str, list[int]] = {}
+    for tensor in inspection.tensors:
+        entry = groups.setdefault(tensor["encoding"], [0, 0])
+        entry[0] += 1
+        entry[1] += tensor["bytes"]
+    return [(name, count, size) for name, (count, size) in groups.items()]
