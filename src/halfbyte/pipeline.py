@@ -35,6 +35,7 @@ class TensorVerdict:
     encoding: str
     verdict: str
     bytes: int
+    values: int = 0
     reason: str = ""
 
 
@@ -114,6 +115,7 @@ def _verdicts(plan: Plan, written: list[WrittenTensor]) -> list[TensorVerdict]:
                 tensor.encoding,
                 str(decision.verdict) if decision else "exact",
                 tensor.nbytes,
+                decision.tensor.size if decision else 0,
                 decision.reason if decision else "",
             )
         )
