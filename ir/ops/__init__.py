@@ -1,1 +1,77 @@
+"""The operator table: every operator by name, with the family file that describes it.
 
+Adding an operator is an `OpSpec` in its family's SPECS plus its name here.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from halfbyte.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from halfbyte.ir.graph import Node
+    from halfbyte.ir.ops.spec import OpSpec, ValueType
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "activation": ("Relu", "Sigmoid", "Tanh", "Erf", "Swish", "Gelu", "Softmax", "halfbyte.SwiGLU"),
+    "attention": ("RotaryEmbedding", "halfbyte.CachedAttention"),
+    "elementwise": (
+        *("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Neg", "Abs", "Exp", "Log", "Sqrt"),
+        *("Reciprocal", "Cos", "Sin", "Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual"),
+        *("And", "Or", "Not", "Where", "Cast"),
+    ),
+    "matmul": ("MatMul", "Gemm", "halfbyte.Linear", "halfbyte.LinearGroup"),
+    "normalization": (
+        *("RMSNormalization", "LayerNormalization"),
+        *("halfbyte.AddRMSNormalization", "halfbyte.AddLayerNormalization"),
+    ),
+    "reduction": ("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum"),
+    "shape": (
+        *("Reshape", "Unsqueeze", "Squeeze", "Transpose", "Concat", "Split", "Slice", "Gather"),
+        *("Shape", "Expand", "Range", "Identity", "Constant"),
+    ),
+}
+OPS: dict[str, str] = {name: family for family, names in FAMILIES.items() for name in names}
+
+
+def op_key(op: str, domain: str = "") -> str:
+    """Return the name in OPS; `ai.onnx` and the empty domain are the same."""
+    return op if domain in ("", "ai.onnx") else f"{domain}.{op}"
+
+
+@cache
+def op_spec(key: str) -> OpSpec:
+    """Return the spec of the operator called `key`.
+
+    Raises:
+        UnsupportedError: the table does not have it.
+    """
+    if key not in OPS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(key, OPS, n=3) or sorted(OPS)
+        raise UnsupportedError(f"operator {key!r}", "graph", near)
+    module: Any = import_module(f"halfbyte.ir.ops.{OPS[key]}")
+    specs: dict[str, OpSpec] = {spec.key: spec for spec in module.SPECS}
+    return specs[key]
+
+
+def spec_of(node: Node) -> OpSpec:
+    """Return the spec of a node's operator.
+
+    Raises:
+        UnsupportedError: the table does not have it.
+    """
+    return op_spec(op_key(node.op, node.domain))
+
+
+def infer(node: Node) -> list[ValueType]:
+    """Return the types of a node's outputs.
+
+    Raises:
+        GraphError: the inputs or attributes break a rule of the operator.
+    """
+    return spec_of(node).infer(node)
