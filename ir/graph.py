@@ -8,7 +8,7 @@ the graph's methods only, which keep producer and uses right.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from halfbyte.ir.tensor import Tensor
@@ -227,6 +227,23 @@ class Graph:
             for attribute in node.attributes.values():
                 if isinstance(attribute, Graph):
                     yield attribute
+
+    def copy(self) -> Graph:
+        """Return an independent graph over the same tensors; subgraphs are shared."""
+        twins: dict[Value, Value] = {}
+        result = Graph(self.name, opset=self.opset, states=dict(self.states))
+        for value in self.values():
+            twins[value] = Value(value.name, value.dtype, value.shape, constant=value.constant)
+        result._names = dict(self._names)
+        result.inputs = [twins[value] for value in self.inputs]
+        result._constants = {name: twins[value] for name, value in self._constants.items()}
+        for node in self.nodes:
+            inputs = [None if value is None else twins[value] for value in node.inputs]
+            outputs = [twins[value] for value in node.outputs]
+            twin = replace(node, inputs=inputs, outputs=outputs, attributes=dict(node.attributes))
+            result.insert(twin)
+        result.outputs = [twins[value] for value in self.outputs]
+        return result
 
     def __str__(self) -> str:
         """Return stable text that `halfbyte.ir.text.parse` reads back."""

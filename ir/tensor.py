@@ -221,3 +221,13 @@ class Tensor:
         if key is None:
             return replace(self, role=None, layer=None, kind="weight")
         return replace(self, role=key.role, layer=key.layer, kind=key.kind)
+
+
+def tensor_from_array(name: str, array: Array) -> Tensor:
+    """Return a dense tensor that holds `array` (kept, not copied) under `name`."""
+    from halfbyte.ir.encodings.dense import Dense
+
+    whole = np.ascontiguousarray(array)
+    rows, columns = rows_and_columns(array.shape)
+    part = ArrayPart(whole.reshape(rows, columns))
+    return Tensor(name, tuple(array.shape), Dense(array.dtype.name), {"data": part})
