@@ -1,1 +1,67 @@
+"""The table of encodings. A new one is one class and one line here."""
 
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from halfbyte.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from halfbyte.ir.encodings.encoding import Encoding
+
+_HERE = "halfbyte.ir.encodings"
+
+# Pattern of the names (whole match, case counts) -> "module:Class". The first match wins.
+ENCODINGS: dict[str, str] = {
+    r"float(64|32|16)|bfloat16|float8_(e4m3fn|e5m2)|[iu](8|16|32|64)|bool": f"{_HERE}.dense:Dense",
+    r"F(64|32|16)|BF16|I(8|16|32|64)": f"{_HERE}.dense:Dense",
+    r"int[2-8](-.+)?": f"{_HERE}.affine:Affine",
+    r"Q4_0": f"{_HERE}.ggml_legacy:Q4_0",
+    r"Q4_1": f"{_HERE}.ggml_legacy:Q4_1",
+    r"Q5_0": f"{_HERE}.ggml_legacy:Q5_0",
+    r"Q5_1": f"{_HERE}.ggml_legacy:Q5_1",
+    r"Q8_0": f"{_HERE}.ggml_legacy:Q8_0",
+}
+
+
+def _load(target: str) -> type[Encoding]:
+    module, name = target.split(":")
+    found: type[Encoding] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _classes() -> Iterator[type[Encoding]]:
+    for target in dict.fromkeys(ENCODINGS.values()):
+        yield _load(target)
+
+
+def list_encodings() -> list[Encoding]:
+    """Return the encodings worth naming: every fixed one, and the usual ones of families."""
+    return [encoding for cls in _classes() for encoding in cls.examples()]
+
+
+def encoding_from_name(name: str) -> Encoding:
+    """Return the encoding called `name`; `encoding_from_name(e.name) == e` for every encoding.
+
+    Names count case: ggml types as published (`Q4_0`), dense types as numpy says (`float16`; GGUF's
+    `F16`, `BF16`, ... mean the same), dense integers `i8`, affine types `int4-g128`.
+
+    Raises:
+        UnsupportedError: no encoding has this name; the nearest ones are named.
+    """
+    for pattern, target in ENCODINGS.items():
+        if re.fullmatch(pattern, name):
+            encoding = _load(target).from_name(name)
+            if encoding is not None:
+                return encoding
+    raise UnsupportedError(f"encoding {name!r}", "encodings", _nearest(name))
+
+
+def _nearest(name: str) -> list[str]:
+    by_lower = {encoding.name.lower(): encoding.name for encoding in list_encodings()}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=5, cutoff=0.5)
+    return [by_lower[found] for found in close] or list(by_lower.values())

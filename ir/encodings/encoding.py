@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,14 +40,15 @@ class PartSpec:
 class Scales:
     """The grid of each group: value = (code - zero_point) * scale + offset.
 
-    scale: [rows, groups] float32; zero_point: [rows, groups] int32 or None for 0;
+    scale: [rows, groups] float32; zero_point: [rows, groups] int32 (float32 where the encoding
+    has fractional zero points) or None for 0;
     offset: [rows, groups] float32 or None for 0; group_of_column: [columns] int32 or None when
     group = column // group_size.
     """
 
     scale: NDArray[np.float32]
     group_size: int
-    zero_point: NDArray[np.int32] | None = None
+    zero_point: NDArray[np.int32] | NDArray[np.float32] | None = None
     offset: NDArray[np.float32] | None = None
     group_of_column: NDArray[np.int32] | None = None
 
@@ -58,6 +59,31 @@ class Unpacked:
 
     codes: NDArray[np.int32]
     scales: Scales
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which codes and scales an encoding can hold; transcoding is judged from it alone.
+
+    low, high: the range of stored codes. zero: how value 0 is placed: `fixed` (code `zero_point`
+    in every group), `integer` (a stored code per group, 0..255), `float` (a stored fraction of a
+    code per group) or `offset` (value = code * scale + offset). group_size 0 means the whole row.
+    """
+
+    low: int
+    high: int
+    zero: Literal["fixed", "integer", "float", "offset"] = "fixed"
+    zero_point: int = 0
+    group_size: int = 0
+    scale_dtype: str = "float16"
+    act_order: bool = False
+
+    @property
+    def signed_range(self) -> tuple[int, int]:
+        """Return the smallest and largest code - zero_point that can occur."""
+        if self.zero == "fixed":
+            return self.low - self.zero_point, self.high - self.zero_point
+        return self.low - self.high, self.high - self.low
 
 
 class Encoding(ABC):
@@ -82,6 +108,29 @@ class Encoding(ABC):
     def is_quantized(self) -> bool:
         """Whether values are codes on a grid rather than plain numbers."""
         return True
+
+    @property
+    def grid(self) -> Grid | None:
+        """Return the grid of the codes; None for dense and codebook encodings."""
+        return None
+
+    @property
+    def error_bound(self) -> float:
+        """Return the largest |value - decoded| that `encode` leaves, in units of the block's
+        largest |value|, where no scale falls below the normal numbers of its dtype.
+        """
+        return float("inf")
+
+    @classmethod
+    def from_name(cls, name: str) -> Encoding | None:
+        """Return the encoding of this class called `name`, or None."""
+        encoding = cls()
+        return encoding if name == encoding.name else None
+
+    @classmethod
+    def examples(cls) -> list[Encoding]:
+        """Return the encodings of this class that lists and tests show."""
+        return [cls()]
 
     @abstractmethod
     def part_specs(self, rows: int, columns: int) -> dict[str, PartSpec]:
@@ -120,6 +169,18 @@ class Encoding(ABC):
     @abstractmethod
     def decode(self, parts: Parts, columns: int) -> Array:
         """Return the values [rows, columns]: float32, or the stored dtype of a dense encoding."""
+
+    def pack_scales(self, scales: Scales, columns: int) -> dict[str, Array]:
+        """Return the parts that hold scales only; none when scales lie inside the blocks.
+
+        An encoding with such parts keeps `encode(rows) == pack(assign(rows, s), s)` with
+        `s = fit(rows)`, so that its parts can be made one after the other.
+        """
+        return {}
+
+    def unpack_scales(self, parts: Parts, columns: int) -> Scales:
+        """Return the scales from the parts that `pack_scales` made."""
+        raise NotImplementedError(f"{self.name} has no parts that hold scales only")
 
     def nbytes(self, rows: int, columns: int) -> int:
         """Return the stored bytes of rows x columns values."""

@@ -1,0 +1,368 @@
+"""ggml's 32-value block types Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0.
+
+Part "data": [rows, row_bytes] uint8. A block, in byte order (f16 and u32 little-endian):
+
+    d   f16              scale
+    m   f16              offset, Q4_1 and Q5_1 only
+    qh  u32              bit i is bit 4 of code i, Q5_0 and Q5_1 only
+    qs  16 bytes         byte j: code j low nibble, code j + 16 high (Q8_0: 32 signed bytes)
+
+    value = d * (code - zero), or d * code + m
+
+Encoding gives llama.cpp's bytes, with and without importance (Q8_0 takes no notice of it).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.errors import QuantizationError
+from halfbyte.ir.encodings.encoding import (
+    Array,
+    Encoding,
+    Grid,
+    Parts,
+    PartSpec,
+    Scales,
+    Unpacked,
+)
+from halfbyte.ir.encodings.ggml_search import (
+    Codes,
+    Float,
+    lowest_and_highest,
+    scale_min_search,
+    signed_extreme,
+    symmetric_search,
+)
+from halfbyte.ir.encodings.grid import (
+    UNNAMED,
+    implied_offset,
+    nearest_codes,
+    require_codes,
+    require_finite,
+    shifted,
+    stored,
+    values_of,
+)
+from halfbyte.ir.encodings.kernel_choice import cpu_kernel
+
+BLOCK = 32
+HALF = np.dtype(np.float16)
+
+
+@dataclass(frozen=True)
+class LegacyBlock(Encoding):
+    """Base: a concrete type gives its constants and its two searches."""
+
+    NAME: ClassVar[str]
+    BITS: ClassVar[int]
+    HAS_OFFSET: ClassVar[bool] = False
+    ERROR_BOUND: ClassVar[float]
+
+    @property
+    def name(self) -> str:
+        """Return ggml's name."""
+        return self.NAME
+
+    @property
+    def block_bytes(self) -> int:
+        """Return the bytes of a block."""
+        high_bits = 4 if self.BITS == 5 else 0
+        return 2 + 2 * self.HAS_OFFSET + high_bits + (32 if self.BITS == 8 else 16)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Return the bits per value, scales included."""
+        return 8 * self.block_bytes / BLOCK
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Return (1, 32)."""
+        return 1, BLOCK
+
+    @property
+    def grid(self) -> Grid:
+        """Return the grid of the codes."""
+        zero = self._zero
+        low, high = (-128, 127) if self.BITS == 8 else (0, (1 << self.BITS) - 1)
+        return Grid(low, high, "offset" if self.HAS_OFFSET else "fixed", zero, BLOCK, "float16")
+
+    @property
+    def _zero(self) -> int:
+        return 0 if self.HAS_OFFSET or self.BITS == 8 else 1 << (self.BITS - 1)
+
+    @property
+    def error_bound(self) -> float:
+        """Return the largest error of `encode` in units of the block's largest |value|."""
+        return self.ERROR_BOUND
+
+    def part_specs(self, rows: int, columns: int) -> dict[str, PartSpec]:
+        """Return the one part `data` [rows, row_bytes] uint8."""
+        if columns % BLOCK:
+            raise QuantizationError(
+                UNNAMED,
+                f"rows of {columns} values do not divide into blocks of {BLOCK} ({self.name}); "
+                "choose float16 or an affine type",
+            )
+        row_bytes = columns // BLOCK * self.block_bytes
+        return {"data": PartSpec(np.dtype(np.uint8), (rows, row_bytes))}
+
+    def unpack(self, parts: Parts, columns: int) -> Unpacked:
+        """Return codes [rows, columns] and the float16 scales (and offsets) of each block."""
+        data = np.asarray(parts["data"])
+        blocks = data.reshape(data.shape[0], columns // BLOCK, self.block_bytes)
+        scale = _half_field(blocks, 0)
+        offset = _half_field(blocks, 2) if self.HAS_OFFSET else None
+        codes = _codes_of(blocks, self.BITS, 2 + 2 * self.HAS_OFFSET)
+        zero = np.full(scale.shape, self._zero, np.int32) if self._zero else None
+        return Unpacked(codes.reshape(data.shape[0], columns), Scales(scale, BLOCK, zero, offset))
+
+    def pack(self, unpacked: Unpacked) -> dict[str, Array]:
+        """Return the blocks; zero points are moved to this type's where codes stay in range.
+
+        Raises:
+            QuantizationError: groups are not 32 wide, a code or a scale does not fit.
+        """
+        scales, columns = unpacked.scales, unpacked.codes.shape[1]
+        self.part_specs(unpacked.codes.shape[0], columns)
+        if scales.group_of_column is not None or (scales.group_size != BLOCK and columns > BLOCK):
+            raise QuantizationError(UNNAMED, f"{self.name} needs groups of {BLOCK} columns in order")
+        grid = self.grid
+        offset = None
+        if self.HAS_OFFSET:
+            offset = stored(implied_offset(scales, HALF), HALF, "offsets")
+            require_codes(unpacked.codes, grid.low, grid.high)
+            codes = unpacked.codes
+        else:
+            codes = shifted(unpacked, self._zero, grid.low, grid.high).codes
+        return self._assemble(codes, stored(scales.scale, HALF, "scales"), offset)
+
+    def _assemble(self, codes: Codes, scale: Array, offset: Array | None) -> dict[str, Array]:
+        rows, columns = codes.shape
+        blocks = np.empty((rows, columns // BLOCK, self.block_bytes), np.uint8)
+        _put_half(blocks, 0, scale)
+        if offset is not None:
+            _put_half(blocks, 2, offset)
+        _put_codes(blocks, codes.reshape(rows, -1, BLOCK), self.BITS, 2 + 2 * self.HAS_OFFSET)
+        data = blocks.reshape(rows, -1)
+        self.require_finite_scales(data)
+        return {"data": data}
+
+    def require_finite_scales(self, data: Array) -> None:
+        """Check that no scale or offset is NaN or infinite, as llama.cpp does when it loads.
+
+        Raises:
+            QuantizationError: one is.
+        """
+        blocks = data.reshape(data.shape[0], -1, self.block_bytes)
+        if not np.isfinite(_half_field(blocks, 0)).all():
+            raise QuantizationError(UNNAMED, _too_large(self.name, "scale"))
+        if self.HAS_OFFSET and not np.isfinite(_half_field(blocks, 2)).all():
+            raise QuantizationError(UNNAMED, _too_large(self.name, "offset"))
+
+    def fit(self, rows: Float, importance: Float | None = None) -> Scales:
+        """Return the scales that `encode` would store."""
+        return self.unpack(self.encode(rows, importance), rows.shape[1]).scales
+
+    def assign(self, rows: Float, scales: Scales) -> Codes:
+        """Return the nearest codes on the given grid."""
+        grid = self.grid
+        return nearest_codes(rows, scales, grid.low, grid.high)
+
+    def encode(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
+        """Return the blocks that llama.cpp's quantizer writes for these rows.
+
+        Raises:
+            QuantizationError: a weight is not finite, or a scale leaves float16's range.
+        """
+        kernel = cpu_kernel("encode", self.name)
+        if kernel is None:
+            return self.encode_reference(rows, importance)
+        self.part_specs(*rows.shape)
+        require_finite(rows)
+        data = kernel(self.name, np.ascontiguousarray(rows), importance)
+        self.require_finite_scales(data)
+        return {"data": data}
+
+    def encode_reference(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
+        """Return the same bytes as `encode`, by numpy alone."""
+        self.part_specs(*rows.shape)
+        require_finite(rows)
+        x = np.ascontiguousarray(rows.reshape(-1, BLOCK).T)
+        with np.errstate(all="ignore"):
+            if importance is None or self.BITS == 8:
+                codes, scale, offset = self._plain(x)
+            else:
+                weight = _weights(rows, importance)
+                codes, scale, offset = self._weighted(x, weight.reshape(-1, BLOCK).T)
+            halves = [None if v is None else v.astype(HALF) for v in (scale, offset)]
+        per_block = [None if v is None else v.reshape(rows.shape[0], -1) for v in halves]
+        assert per_block[0] is not None
+        return self._assemble(codes.T.reshape(rows.shape), per_block[0], per_block[1])
+
+    def decode(self, parts: Parts, columns: int) -> Float:
+        """Return float32 values [rows, columns], bit for bit ggml's."""
+        kernel = cpu_kernel("decode", self.name)
+        if kernel is None:
+            return self.decode_reference(parts, columns)
+        decoded: Float = kernel(self.name, np.ascontiguousarray(parts["data"]), columns)
+        return decoded
+
+    def decode_reference(self, parts: Parts, columns: int) -> Float:
+        """Return the same values as `decode`, by numpy alone."""
+        return values_of(self.unpack(parts, columns))
+
+    @abstractmethod
+    def _plain(self, x: Float) -> tuple[Codes, Float, Float | None]:
+        """Return codes, scale, offset for x [32, blocks]."""
+
+    @abstractmethod
+    def _weighted(self, x: Float, weight: Float) -> tuple[Codes, Float, Float | None]:
+        """Return codes, scale, offset for x, weight [32, blocks]."""
+
+
+@dataclass(frozen=True)
+class _Symmetric(LegacyBlock):
+    """Q4_0 and Q5_0: the value of largest magnitude lies on the lowest code."""
+
+    def _plain(self, x: Float) -> tuple[Codes, Float, None]:
+        nmax = 1 << (self.BITS - 1)
+        scale = signed_extreme(x) / np.float32(-nmax)
+        codes = _truncate(x * _reciprocal(scale) + np.float32(nmax + 0.5))
+        return np.minimum(codes, 2 * nmax - 1), scale, None
+
+    def _weighted(self, x: Float, weight: Float) -> tuple[Codes, Float, None]:
+        codes, scale = symmetric_search(x, weight, 1 << (self.BITS - 1))
+        return codes, scale, None
+
+
+@dataclass(frozen=True)
+class _Offset(LegacyBlock):
+    """Q4_1 and Q5_1: codes run from the block's minimum to its maximum."""
+
+    HAS_OFFSET: ClassVar[bool] = True
+
+    def _plain(self, x: Float) -> tuple[Codes, Float, Float]:
+        levels = (1 << self.BITS) - 1
+        low, high = lowest_and_highest(x)
+        scale = (high - low) / np.float32(levels)
+        codes = _truncate((x - low) * _reciprocal(scale) + np.float32(0.5))
+        return np.minimum(codes, levels), scale, low
+
+    def _weighted(self, x: Float, weight: Float) -> tuple[Codes, Float, Float]:
+        return scale_min_search(x, weight, (1 << self.BITS) - 1, -0.9, 0.05, 36)
+
+
+class Q4_0(_Symmetric):  # noqa: N801
+    """4 bits, scale per 32."""
+
+    NAME = "Q4_0"
+    BITS = 4
+    ERROR_BOUND = 1 / 8 + 2**-10  # an opposite extreme is one step beyond the last code
+
+
+class Q4_1(_Offset):  # noqa: N801
+    """4 bits, scale and offset per 32."""
+
+    NAME = "Q4_1"
+    BITS = 4
+    ERROR_BOUND = 1 / 15 + 2**-9  # half a step of twice the magnitude, scale and offset rounded
+
+
+class Q5_0(_Symmetric):  # noqa: N801
+    """5 bits, scale per 32."""
+
+    NAME = "Q5_0"
+    BITS = 5
+    ERROR_BOUND = 1 / 16 + 2**-10
+
+
+class Q5_1(_Offset):  # noqa: N801
+    """5 bits, scale and offset per 32."""
+
+    NAME = "Q5_1"
+    BITS = 5
+    ERROR_BOUND = 1 / 31 + 2**-9
+
+
+class Q8_0(LegacyBlock):  # noqa: N801
+    """8 bits, scale per 32; files may hold code -128, which the encoder never writes."""
+
+    NAME = "Q8_0"
+    BITS = 8
+    ERROR_BOUND = 0.5 / 127 + 2**-10
+
+    def _plain(self, x: Float) -> tuple[Codes, Float, None]:
+        scale = np.abs(x).max(axis=0) / np.float32(127)
+        return _round_half_away(x * _reciprocal(scale)), scale, None
+
+    def _weighted(self, x: Float, weight: Float) -> tuple[Codes, Float, None]:
+        return self._plain(x)
+
+
+def _too_large(name: str, field: str) -> str:
+    return (
+        f"a {field} leaves float16's range, {name} stores it as float16; "
+        "keep the tensor in bfloat16 or float32"
+    )
+
+
+def _half_field(blocks: Array, at: int) -> Float:
+    return np.ascontiguousarray(blocks[..., at : at + 2]).view("<f2")[..., 0].astype(np.float32)
+
+
+def _put_half(blocks: Array, at: int, values: Array) -> None:
+    blocks[..., at : at + 2] = values.astype("<f2")[..., None].view(np.uint8)
+
+
+def _codes_of(blocks: Array, bits: int, at: int) -> Codes:
+    if bits == 8:
+        return np.ascontiguousarray(blocks[..., at:]).view(np.int8).astype(np.int32)
+    nibbles = blocks[..., -16:]
+    codes = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=-1).astype(np.int32)
+    if bits == 5:
+        high = np.unpackbits(blocks[..., at : at + 4], axis=-1, bitorder="little")
+        codes |= high.astype(np.int32) << 4
+    return codes
+
+
+def _put_codes(blocks: Array, codes: Codes, bits: int, at: int) -> None:
+    if bits == 8:
+        blocks[..., at:] = codes.astype(np.int8).view(np.uint8)
+        return
+    short = codes.astype(np.uint8)
+    nibbles = short & 0x0F
+    blocks[..., -16:] = nibbles[..., :16] | (nibbles[..., 16:] << 4)
+    if bits == 5:
+        blocks[..., at : at + 4] = np.packbits(short >> 4, axis=-1, bitorder="little")
+
+
+def _reciprocal(scale: Float) -> Float:
+    return np.where(scale != 0, np.float32(1) / scale, np.float32(0))
+
+
+def _truncate(values: Float) -> Codes:
+    # A subnormal scale has an infinite reciprocal; x86's conversion then yields 0 in the low byte.
+    return np.where(np.isfinite(values), values, np.float32(0)).astype(np.int32)
+
+
+def _round_half_away(values: Float) -> Codes:
+    magnitude = np.abs(values)
+    whole = np.floor(magnitude)
+    with np.errstate(invalid="ignore"):
+        whole += magnitude - whole >= np.float32(0.5)
+    return _truncate(np.copysign(whole, values))
+
+
+def _weights(rows: Float, importance: Float) -> Float:
+    """Return importance * sqrt(mean square of the row + x^2), the row summed value by value."""
+    squares = rows * rows
+    columns = rows.shape[1]
+    sums = np.add.accumulate(squares, axis=1)[:, -1:] if columns else squares
+    mean = sums / np.float32(max(columns, 1))
+    return importance.astype(np.float32, copy=False) * np.sqrt(mean + squares)

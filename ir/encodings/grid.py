@@ -1,0 +1,182 @@
+"""Arithmetic on codes and scales that all grid encodings share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.errors import QuantizationError
+from halfbyte.ir.encodings.encoding import Array, Scales, Unpacked
+
+UNNAMED = "(unnamed)"
+
+
+def group_count(columns: int, group_size: int) -> int:
+    """Return the groups of a row; the last may be short. group_size 0 means one group."""
+    return -(-columns // group_size) if group_size else 1
+
+
+def spread(per_group: Array, scales: Scales, columns: int) -> Array:
+    """Return [rows, columns]: for each value, the entry of its group in [rows, groups]."""
+    if scales.group_of_column is not None:
+        return np.asarray(per_group[:, scales.group_of_column])
+    return np.repeat(per_group, scales.group_size, axis=1)[:, :columns]
+
+
+def values_of(unpacked: Unpacked) -> NDArray[np.float32]:
+    """Return (code - zero_point) * scale + offset in float32, one rounding per operation."""
+    scales, columns = unpacked.scales, unpacked.codes.shape[1]
+    if scales.zero_point is None:
+        steps = unpacked.codes.astype(np.float32)
+    else:
+        zero = spread(scales.zero_point, scales, columns)
+        steps = (unpacked.codes.astype(zero.dtype) - zero).astype(np.float32)
+    values = steps * spread(scales.scale, scales, columns)
+    if scales.offset is not None:
+        values += spread(scales.offset, scales, columns)
+    return values
+
+
+def nearest_codes(
+    rows: NDArray[np.float32], scales: Scales, low: int, high: int
+) -> NDArray[np.int32]:
+    """Return the nearest code in low..high of each value, ties to even.
+
+    Where the scale is 0 every code decodes alike; the code of value 0 is taken.
+    """
+    columns = rows.shape[1]
+    scale = spread(scales.scale, scales, columns)
+    if scales.offset is not None:
+        rows = rows - spread(scales.offset, scales, columns)
+    steps = np.zeros(rows.shape, np.float32)
+    with np.errstate(over="ignore"):
+        np.divide(rows, scale, out=steps, where=scale != 0)
+    if scales.zero_point is None:
+        steps = np.rint(steps, out=steps)
+    elif scales.zero_point.dtype.kind == "f":
+        steps = np.rint(steps + spread(scales.zero_point, scales, columns))
+    else:
+        steps = np.rint(steps, out=steps) + spread(scales.zero_point, scales, columns)
+    return np.clip(steps, low, high).astype(np.int32)
+
+
+def regroup(unpacked: Unpacked, group_size: int) -> Unpacked:
+    """Return the same values in groups of `group_size` (0: the whole row), scales repeated.
+
+    Every new group must lie inside one old group.
+    """
+    columns = unpacked.codes.shape[1]
+    old = unpacked.scales
+    step = group_size or max(columns, 1)
+    if old.group_of_column is not None or old.group_size == step:
+        return unpacked
+    source = np.arange(0, columns, step) // old.group_size
+    zero, offset = old.zero_point, old.offset
+    scales = Scales(
+        old.scale[:, source],
+        step,
+        None if zero is None else zero[:, source],
+        None if offset is None else offset[:, source],
+    )
+    return Unpacked(unpacked.codes, scales)
+
+
+def shifted(unpacked: Unpacked, zero_point: int, low: int, high: int) -> Unpacked:
+    """Return the same values with code `zero_point` standing for 0 in every group.
+
+    Raises:
+        QuantizationError: offsets or fractional zero points exist, or a code leaves low..high.
+    """
+    codes, scales = unpacked.codes, unpacked.scales
+    if scales.offset is not None:
+        raise QuantizationError(UNNAMED, "its groups have offsets, the target's have none")
+    zero = scales.zero_point
+    if zero is not None and zero.dtype.kind == "f":
+        if not np.array_equal(zero, np.rint(zero)):
+            raise QuantizationError(UNNAMED, "its zero points are fractions of a code")
+        zero = zero.astype(np.int32)
+    if zero is not None and not np.all(zero == zero_point):
+        codes = codes - spread(zero, scales, codes.shape[1]) + zero_point
+    elif zero is None and zero_point:
+        codes = codes + zero_point
+    require_codes(codes, low, high)
+    fixed = np.full(scales.scale.shape, zero_point, np.int32)
+    return Unpacked(codes, replace(scales, zero_point=fixed))
+
+
+def require_codes(codes: NDArray[np.int32], low: int, high: int) -> None:
+    """Check that all codes lie in low..high.
+
+    Raises:
+        QuantizationError: one does not.
+    """
+    if codes.size and (codes.min() < low or codes.max() > high):
+        found = f"{codes.min()}..{codes.max()}"
+        raise QuantizationError(UNNAMED, f"its codes span {found}, the target holds {low}..{high}")
+
+
+def stored(values: NDArray[np.float32], dtype: np.dtype[np.generic], what: str) -> Array:
+    """Return `values` in `dtype` if every one survives, sign of zero included.
+
+    Raises:
+        QuantizationError: a value is not representable.
+    """
+    with np.errstate(over="ignore"):
+        result = values.astype(dtype)
+    back = result.astype(np.float32)
+    if not np.array_equal(back.view(np.uint32), np.ascontiguousarray(values).view(np.uint32)):
+        bad = values[back != values]
+        shown = f" ({float(bad[0])!r})" if bad.size else ""
+        raise QuantizationError(UNNAMED, f"its {what}{shown} do not fit {dtype.name} exactly")
+    return result
+
+
+def require_finite(rows: NDArray[np.float32]) -> None:
+    """Check that all weights are finite.
+
+    Raises:
+        QuantizationError: a weight is NaN or infinite.
+    """
+    if not np.isfinite(rows).all():
+        raise QuantizationError(
+            UNNAMED, "holds NaN or infinite weights, finite ones are required; repair the source"
+        )
+
+
+def fractional_zero(offset: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the zero point, in codes, that stands for an offset: -offset / scale.
+
+    Raises:
+        QuantizationError: a group has scale 0 and an offset, which no zero point can say.
+    """
+    flat = scale == 0
+    if np.any(offset[flat] != 0):
+        raise QuantizationError(
+            UNNAMED, "a group has scale 0 and an offset, which no zero point can say"
+        )
+    zero = -offset
+    np.divide(zero, scale, out=zero, where=~flat)
+    return zero
+
+
+def implied_offset(scales: Scales, dtype: np.dtype[np.generic]) -> NDArray[np.float32]:
+    """Return the offset that stands for the zero point: -zero_point * scale.
+
+    A fractional zero point that `fractional_zero` made from an offset of `dtype` gives it back.
+    """
+    if scales.offset is not None:
+        return scales.offset
+    if scales.zero_point is None:
+        return np.zeros_like(scales.scale)
+    zero = scales.zero_point.astype(np.float32)
+    offset = -(zero * scales.scale)
+    if scales.zero_point.dtype.kind != "f":
+        return offset
+    with np.errstate(over="ignore"):
+        near = offset.astype(dtype).astype(np.float32)
+    flat = scales.scale == 0
+    again = -near
+    np.divide(again, scales.scale, out=again, where=~flat)
+    return np.where(again.view(np.uint32) == zero.view(np.uint32), near, offset)
