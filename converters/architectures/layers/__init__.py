@@ -1,1 +1,1 @@
-
+"""Subgraph builders that architectures share."""
