@@ -1,1 +1,1 @@
-
+"""Hugging Face folders, safetensors files, pickled checkpoints and the hub."""

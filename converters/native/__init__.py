@@ -1,1 +1,1 @@
-
+"""The native format: one file with everything, readable as safetensors."""

@@ -1,0 +1,221 @@
+"""Writing a Hugging Face folder: config, tokenizer, safetensors in one file or in shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from halfbyte.converters.architectures import get_architecture
+from halfbyte.converters.architectures.architecture import Architecture
+from halfbyte.converters.format import WriteOptions, WrittenTensor
+from halfbyte.converters.hugging_face.checkpoint import SAFETENSORS_FILE, SAFETENSORS_INDEX
+from halfbyte.converters.hugging_face.directory import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    dense_dtype,
+    with_source_files,
+)
+from halfbyte.converters.hugging_face.safetensors import METADATA_KEY, parse_json
+from halfbyte.converters.hugging_face.safetensors_writer import ArraySpec, Job, write_safetensors
+from halfbyte.converters.weight_map import from_canonical, in_rotary_order, names_by_key
+from halfbyte.errors import FormatError, UnsupportedError
+from halfbyte.files import atomic_file, atomic_folder, contained
+from halfbyte.ir.encodings.dense import Dense
+from halfbyte.ir.encodings.encoding import Array
+from halfbyte.ir.model import Model
+from halfbyte.ir.roles import Role
+from halfbyte.ir.tensor import Tensor
+
+FLAVOURS = ("",)
+FILE_METADATA = {"format": "pt"}
+_SAID_BY_CONFIG = (Role.ROPE_DIVISORS, Role.ROPE_FACTORS_LONG, Role.ROPE_FACTORS_SHORT)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """One tensor of the output: its name there and where it came from."""
+
+    name: str
+    tensor: Tensor
+
+    @property
+    def spec(self) -> ArraySpec:
+        return ArraySpec(self.name, self.tensor.parts["data"].dtype, self.tensor.shape)
+
+    def jobs(self) -> Iterator[Job]:
+        for start, stop in self.tensor.row_ranges():
+            yield partial(self._read, start, stop)
+
+    def _read(self, start: int, stop: int) -> list[tuple[str, Array]]:
+        return [(self.name, self.tensor.read(start, stop)["data"])]
+
+
+def require_flavour(flavour: str) -> None:
+    """Raise UnsupportedError unless the flavour is one that is written here."""
+    if flavour not in FLAVOURS:
+        raise UnsupportedError(f"flavour {flavour!r}", "--to hf", ["hf without a flavour"])
+
+
+def write_folder(model: Model, path: Path, options: WriteOptions) -> list[WrittenTensor]:
+    """Write the model as a folder, or as one safetensors file when the path ends so.
+
+    Raises:
+        UnsupportedError: the flavour is unknown, a weight is not dense or has no name here.
+        FormatError: the tokenizer has more tokens than the model.
+    """
+    require_flavour(options.flavour)
+    architecture = _architecture(model)
+    outputs = _outputs(model, architecture)
+    if path.suffix == ".safetensors":
+        with atomic_file(path) as stream:
+            _write_shard(stream, outputs, options)
+    else:
+        texts = _text_files(model, architecture)
+        with atomic_folder(path) as folder:
+            for name, content in texts.items():
+                target = contained(folder, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+            _write_shards(folder, outputs, options)
+    return [
+        WrittenTensor(o.tensor.name, o.name, str(o.tensor.encoding), o.tensor.nbytes)
+        for o in outputs
+    ]
+
+
+def _architecture(model: Model) -> Architecture | None:
+    try:
+        return get_architecture(model.architecture)
+    except UnsupportedError:
+        return None
+
+
+def _outputs(model: Model, architecture: Architecture | None) -> list[_Output]:
+    names = {} if architecture is None else names_by_key(architecture, model.config)
+    outputs: list[_Output] = []
+    taken: dict[str, str] = {METADATA_KEY: "the header's own key"}
+    for tensor in model.weights.values():
+        if tensor.role in _SAID_BY_CONFIG and architecture is not None:
+            continue
+        if not isinstance(tensor.encoding, Dense):
+            raise UnsupportedError(
+                f"encoding {tensor.encoding} of {tensor.name!r}", "--to hf",
+                ["float32", "float16", "bfloat16"], "give --type float32, or write gguf or hb",
+            )  # fmt: skip
+        name = _name(tensor, architecture, names, model)
+        if name in taken:
+            raise UnsupportedError(
+                f"name {name!r} for both {taken[name]!r} and {tensor.name!r}", "--to hf"
+            )
+        taken[name] = tensor.name
+        if architecture is not None:
+            tensor = in_rotary_order(tensor, architecture, model.config, False)
+            tensor = from_canonical(tensor, architecture)
+        outputs.append(_Output(name, tensor))
+    return outputs
+
+
+def _name(
+    tensor: Tensor, architecture: Architecture | None, names: dict[Any, str], model: Model
+) -> str:
+    """Return the name in the output; a source's own spelling is kept where it says the same."""
+    if tensor.key is None or architecture is None:
+        return tensor.name
+    name = names.get(tensor.key, "")
+    if not name:
+        raise UnsupportedError(
+            f"weight {tensor.name!r} ({tensor.key}) of {model.architecture}", "Hugging Face names",
+            advice="write gguf or hb",
+        )  # fmt: skip
+    return tensor.name if name in architecture.primary_names(tensor.name) else name
+
+
+def _write_shard(stream: Any, outputs: list[_Output], options: WriteOptions) -> None:
+    write_safetensors(
+        stream,
+        [output.spec for output in outputs],
+        FILE_METADATA,
+        (job for output in outputs for job in output.jobs()),
+        threads=options.threads,
+        progress=options.progress,
+    )
+
+
+def _split(outputs: list[_Output], limit: int) -> list[list[_Output]]:
+    """Return shards of at most `limit` bytes each; a larger tensor stands alone."""
+    shards: list[list[_Output]] = [[]]
+    size = 0
+    for output in outputs:
+        nbytes = output.tensor.nbytes
+        if limit and shards[-1] and size + nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(output)
+        size += nbytes
+    return shards
+
+
+def _write_shards(folder: Path, outputs: list[_Output], options: WriteOptions) -> None:
+    shards = _split(outputs, options.shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = SAFETENSORS_FILE
+        if len(shards) > 1:
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        with (folder / name).open("wb") as stream:
+            _write_shard(stream, shard, options)
+        weight_map.update({output.name: name for output in shard})
+    if len(shards) > 1:
+        total = sum(output.tensor.nbytes for output in outputs)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / SAFETENSORS_INDEX).write_bytes(_json_bytes(index))
+
+
+def _json_bytes(document: Any) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _text_files(model: Model, architecture: Architecture | None) -> dict[str, bytes]:
+    texts = with_source_files(model)
+    if model.tokenizer is not None:
+        rows = model.config.get("vocab_size")
+        if isinstance(rows, int):
+            model.tokenizer.check_vocabulary_size(rows, model.provenance.source or "tokenizer")
+        from halfbyte.converters.tokenizers import to_hugging_face
+
+        texts = {**to_hugging_face(model.tokenizer), **texts}
+    if GENERATION_FILE not in texts and model.generation_config:
+        texts[GENERATION_FILE] = _json_bytes(model.generation_config)
+    config = _config(model, architecture, texts.get(CONFIG_FILE))
+    if config:
+        texts[CONFIG_FILE] = _json_bytes(config)
+    return texts
+
+
+def _config(
+    model: Model, architecture: Architecture | None, source: bytes | None
+) -> dict[str, Any]:
+    """Return config.json: the source's own where it says the same, with the dtype written."""
+    raw = {} if source is None else parse_json(source, Path(CONFIG_FILE), CONFIG_FILE)
+    if architecture is not None and not _says_the_same(raw, model, architecture):
+        raw = architecture.hugging_face_config(model.config)
+    elif architecture is None and not raw:
+        raw = dict(model.config)
+    if raw:
+        key = "dtype" if "dtype" in raw else "torch_dtype"
+        raw[key] = dense_dtype(dict(model.weights))
+    return raw
+
+
+def _says_the_same(raw: dict[str, Any], model: Model, architecture: Architecture) -> bool:
+    if not raw:
+        return False
+    try:
+        ours = architecture.canonical_config({**model.config, "rope_interleaved": False})
+        return architecture.canonical_config(raw) == ours
+    except (FormatError, UnsupportedError):
+        return False
