@@ -1,1 +1,34 @@
+"""Graph passes, by name. Each changes the graph in place and returns whether it did."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from halfbyte.ir.graph import Graph
+
+PASSES: dict[str, str] = {
+    "constant_folding": "halfbyte.ir.passes.constant_folding",
+    "common_subexpressions": "halfbyte.ir.passes.common_subexpressions",
+    "fuse_swiglu": "halfbyte.ir.passes.fuse_swiglu",
+    "fuse_add_norm": "halfbyte.ir.passes.fuse_add_norm",
+    "fuse_linears": "halfbyte.ir.passes.fuse_linears",
+    "dead_code": "halfbyte.ir.passes.dead_code",
+}
+RUNTIME: tuple[str, ...] = tuple(PASSES)
+
+
+def get_pass(name: str) -> Callable[[Graph], bool]:
+    """Return the pass called `name`."""
+    found: Callable[[Graph], bool] = import_module(PASSES[name]).apply
+    return found
+
+
+def run_passes(graph: Graph, names: Sequence[str] = RUNTIME) -> list[str]:
+    """Infer types, apply passes in order; return the names of those that changed the graph."""
+    from halfbyte.ir.ops.inference import infer_types
+
+    infer_types(graph)
+    return [name for name in names if get_pass(name)(graph)]

@@ -1,0 +1,70 @@
+"""The reference device: every node by its numpy meaning in ir/ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.ir.ops.spec import Context
+from halfbyte.ir.tensor import Tensor
+from halfbyte.runtime.backend import BoundNode, Slot, Step
+
+ALIGNMENT = 64
+
+
+def aligned_empty(nbytes: int) -> NDArray[np.uint8]:
+    """Return uninitialized bytes that start at a multiple of 64."""
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    skip = -raw.ctypes.data % ALIGNMENT
+    return raw[skip : skip + nbytes]
+
+
+def operand(bound: BoundNode, index: int, slot: Slot | None) -> Any:
+    """Return what `evaluate` takes for one input: an encoded tensor, a slot or None."""
+    encoded = slot is not None and slot.tensor is not None and index in bound.spec.encoded
+    return slot.tensor if encoded and slot is not None else slot
+
+
+def reference_step(bound: BoundNode) -> Step:
+    """Return a step that evaluates a node in numpy."""
+    operands = [operand(bound, i, slot) for i, slot in enumerate(bound.inputs)]
+    context = Context(bound.cache)
+    outputs, attributes, evaluate = bound.outputs, bound.attributes, bound.spec.evaluate
+
+    def step() -> None:
+        values = [o.value() if isinstance(o, Slot) else o for o in operands]
+        results = evaluate(values, attributes, context)
+        for slot, result in zip(outputs, results, strict=False):
+            if slot.static:
+                np.copyto(slot.value(), result, casting="unsafe")
+            else:
+                slot.array = result
+
+    return step
+
+
+class ReferenceBackend:
+    """Numpy only: the yardstick of the other devices."""
+
+    name = "reference"
+
+    def __init__(self, compute: str = "exact", threads: int | None = None) -> None:
+        """Take the common options; computation is exact whatever `compute` says."""
+        self.compute = "exact"
+
+    def empty(self, nbytes: int) -> NDArray[np.uint8]:
+        """Return host memory."""
+        return aligned_empty(nbytes)
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        """Return the tensor itself."""
+        return tensor
+
+    def bind(self, bound: BoundNode) -> Step | None:
+        """Return the reference step."""
+        return reference_step(bound)
+
+    def begin(self) -> None:
+        """Do nothing."""
