@@ -106,6 +106,6 @@ class WeightStore:
         """Return a weight decoded whole, in its logical shape, as `dtype`."""
         key = (id(tensor), dtype.name)
         if key not in self._arrays:
-            values = np.ascontiguousarray(tensor.numpy().astype(dtype, copy=False))
+            values = np.asarray(tensor.numpy().astype(dtype, copy=False), order="C")
             self._arrays[key] = (tensor, values)
         return self._arrays[key][1]

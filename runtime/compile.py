@@ -156,7 +156,7 @@ class PlanBuilder:
         operands = [None if slot is None else _constant_array(slot) for slot in bound.inputs]
         results = bound.spec.evaluate(operands, bound.attributes, Context())
         for slot, result in zip(bound.outputs, results, strict=False):
-            slot.array = np.ascontiguousarray(result)
+            slot.array = np.asarray(result, order="C")
             slot.dtype, slot.shape = result.dtype.name, result.shape
         return True
 

@@ -30,7 +30,8 @@ class StateBuffer:
         """Start without memory."""
         if len(state.shape) != 4 or state.axis != POSITION_AXIS:
             raise GraphError(
-                state.name, f"state of shape {list(state.shape)}, [batch, heads, capacity, d] required"
+                state.name,
+                f"state of shape {list(state.shape)}, [batch, heads, capacity, d] required",
             )
         self.state = state
         self.array: Array = np.empty((0, 0, 0, 0), numpy_dtype(state.dtype))

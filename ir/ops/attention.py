@@ -69,7 +69,7 @@ def evaluate_rotary(
     turned = rotate(heads, cos, sin, dim, bool(attributes["interleaved"]))
     if batch_first:
         return [turned.reshape(data.shape)]
-    return [np.ascontiguousarray(turned.transpose(0, 2, 1, 3))]
+    return [np.asarray(turned.transpose(0, 2, 1, 3), order="C")]
 
 
 def infer_attention(node: Node) -> list[ValueType]:

@@ -155,7 +155,7 @@ def evaluate_transpose(
     inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
 ) -> list[Array]:
     """Reorder axes."""
-    return [np.ascontiguousarray(np.transpose(as_array(inputs[0]), attributes["perm"]))]
+    return [np.asarray(np.transpose(as_array(inputs[0]), attributes["perm"]), order="C")]
 
 
 def infer_concat(node: Node) -> list[ValueType]:
@@ -214,7 +214,7 @@ def evaluate_split(
         lengths = integers(inputs[1])
     else:
         lengths = split_lengths(data.shape[axis], attributes["num_outputs"])
-    return [np.ascontiguousarray(p) for p in np.split(data, np.cumsum(lengths)[:-1], axis)]
+    return [np.array(p, order="C") for p in np.split(data, np.cumsum(lengths)[:-1], axis)]
 
 
 def slice_index(starts: Any, ends: Any, axes: Any, steps: Any, rank: int) -> tuple[slice, ...]:
@@ -258,7 +258,7 @@ def evaluate_slice(
     data = as_array(inputs[0])
     bounds = [inputs[i] if i < len(inputs) else None for i in range(1, 5)]
     index = slice_index(bounds[0], bounds[1], bounds[2], bounds[3], data.ndim)
-    return [np.ascontiguousarray(data[index])]
+    return [np.asarray(data[index], order="C")]
 
 
 def infer_gather(node: Node) -> list[ValueType]:
