@@ -1,1 +1,1 @@
-
+"""GGUF: container, names, metadata, profile."""

@@ -8,10 +8,10 @@
 Dimension 0 is the contiguous one, the reverse of a numpy shape. Strings are u64 length + bytes.
 Versions 2 and 3 share this layout; big-endian files are told by the byte order of the version.
 
-This is an own reader rather than gguf-py's because files are hostile (gguf-py allocates and recurses
-by the file's own counts), because a vocabulary of 150,000 strings takes seconds there, because it
-does not convert big-endian tensors, and because value types and array element types must survive a
-copy exactly.
+This is an own reader rather than gguf-py's because files are hostile (gguf-py allocates and
+recurses by the file's own counts), because a vocabulary of 150,000 strings takes seconds there,
+because it does not convert big-endian tensors, and because value types and array element types
+must survive a copy exactly.
 
 Source: docs/gguf.md and ggml/src/gguf.cpp of ggml.
 """
@@ -24,9 +24,10 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from halfbyte.converters.gguf.byte_order import swapped_part
 from halfbyte.converters.gguf.ggml_types import (
@@ -89,7 +90,9 @@ class Container:
         width = columns if plain else info.kind.row_bytes(columns)
         part: Part = FilePart(self.path, info.offset, dtype, (rows, width))
         if self.big_endian:
-            raw = FilePart(self.path, info.offset, np.dtype(np.uint8), (rows, width * dtype.itemsize))
+            raw = FilePart(
+                self.path, info.offset, np.dtype(np.uint8), (rows, width * dtype.itemsize)
+            )
             part = swapped_part(raw, info.kind, dtype, str(self.path))
         return Tensor(info.name, info.shape, encoding_of(info.kind), {"data": part})
 
@@ -102,7 +105,7 @@ class _Cursor:
         self.buffer = buffer
         self.size = len(buffer)
         self.position = 0
-        self.order = "<"
+        self.order: Literal["<", ">"] = "<"
 
     def fail(self, rule: str, offset: int | None = None) -> NoReturn:
         raise FormatError(self.path, rule, self.position if offset is None else offset)
@@ -127,7 +130,9 @@ class _Cursor:
         start = self.position
         length = self.unpack("Q", f"length of {what}")
         if length > MAX_STRING_BYTES or length > self.remaining:
-            rule = f"{what} has {length} bytes, {self.remaining} are left (limit {MAX_STRING_BYTES})"
+            rule = (
+                f"{what} has {length} bytes, {self.remaining} are left (limit {MAX_STRING_BYTES})"
+            )
             self.fail(rule, start)
         begin = self.take(length, what)
         return self.buffer[begin : begin + length]
@@ -169,13 +174,13 @@ class _Cursor:
         self.position = position
         return found
 
-    def numbers(self, kind: ValueType, count: int, what: str) -> np.ndarray[Any, Any]:
+    def numbers(self, kind: ValueType, count: int, what: str) -> NDArray[Any]:
         code = "u1" if kind is ValueType.BOOL else VALUE_DTYPES[kind]
         dtype = np.dtype(code).newbyteorder(self.order)
         start = self.take(count * dtype.itemsize, what)
-        found = np.frombuffer(self.buffer, dtype, count, start)
+        found: NDArray[Any] = np.frombuffer(self.buffer, dtype, count, start)
         if kind is ValueType.BOOL:
-            return found != 0
+            return np.asarray(found != 0)
         return found.astype(dtype.newbyteorder("="))
 
     def array(self, what: str, depth: int) -> MetadataValue:
@@ -279,7 +284,9 @@ def _read_tensor(cursor: _Cursor, index: int) -> TensorInfo:
         cursor.fail(f"tensor {name!r} has shape {lengths}, more values than 64 bits count", start)
     columns = lengths[0] if lengths else 1
     if columns % kind.block:
-        rule = f"tensor {name!r} has rows of {columns}, {kind.name} needs a multiple of {kind.block}"
+        rule = (
+            f"tensor {name!r} has rows of {columns}, {kind.name} needs a multiple of {kind.block}"
+        )
         cursor.fail(rule, start)
     offset = cursor.unpack("Q", f"offset of tensor {name!r}")
     nbytes = math.prod(lengths[1:]) * kind.row_bytes(columns)
@@ -293,7 +300,7 @@ def _padded(length: int, alignment: int) -> int:
 def _check_layout(cursor: _Cursor, tensors: list[TensorInfo], alignment: int) -> list[str]:
     """Refuse tensors that overlap, are not aligned or reach past the end; note loose packing."""
     data_start = _padded(cursor.position, alignment)
-    problems = []
+    problems: list[str] = []
     expected = 0
     for info in tensors:
         if info.offset % alignment:

@@ -192,4 +192,3 @@ def encoding_of(kind: GgmlType) -> Encoding:
     except UnsupportedError:
         return OpaqueBlocks(kind.name, kind.block, kind.block_bytes)
     return found
-

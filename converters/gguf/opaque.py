@@ -58,7 +58,9 @@ class OpaqueBlocks(Encoding):
         """Refuse."""
         self._refuse()
 
-    def fit(self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> Scales:
+    def fit(
+        self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
+    ) -> Scales:
         """Refuse."""
         self._refuse()
 

@@ -53,7 +53,9 @@ def alignment_of(metadata: Mapping[str, MetadataValue]) -> int:
         return DEFAULT_ALIGNMENT
     value = entry.value
     if entry.type is not ValueType.UINT32 or value <= 0 or value & (value - 1):
-        raise UnsupportedError(f"alignment {value!r}", "general.alignment", ["powers of two as u32"])
+        raise UnsupportedError(
+            f"alignment {value!r}", "general.alignment", ["powers of two as u32"]
+        )
     return int(value)
 
 
@@ -160,7 +162,7 @@ def _write_data(
     progress: Progress | None,
 ) -> None:
     for data, padding in ordered_map(_encoded, _ranges(tensors, alignment), threads):
-        stream.write(data)
+        stream.write(data.data)
         if padding:
             stream.write(bytes(padding))
         if progress is not None:

@@ -1,0 +1,247 @@
+"""Canonical config to GGUF metadata and back.
+
+Keys, their types and their order are those of llama.cpp's conversion scripts. Beside them stands
+`halfbyte.config`, the canonical config as JSON: a reader uses it only if it gives the very same
+architecture keys, so a file edited by others is never read by stale settings.
+
+Source: conversion/{base,llama,qwen,gpt2,bert}.py of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from halfbyte.converters.gguf.ggml_types import QUANTIZATION_VERSION, ValueType
+from halfbyte.converters.gguf.hyperparameters import Hyperparameters
+from halfbyte.converters.gguf.metadata_value import MetadataValue, typed
+from halfbyte.converters.gguf.rope_keys import read_rope, rope_keys
+from halfbyte.errors import FormatError, UnsupportedError
+
+CONFIG_KEY = "halfbyte.config"
+FILE_TYPE_KEY = "general.file_type"
+VERSION_KEY = "general.quantization_version"
+POOLING_TYPES = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+MAX_LAYERS = 512
+
+_SAMPLING: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "top_k": ("general.sampling.top_k", np.int32),
+    "top_p": ("general.sampling.top_p", np.float32),
+    "min_p": ("general.sampling.min_p", np.float32),
+    "temperature": ("general.sampling.temp", np.float32),
+    "repetition_penalty": ("general.sampling.penalty_repeat", np.float32),
+}
+_SPECIAL_IDS = {
+    "bos_token_id": "tokenizer.ggml.bos_token_id",
+    "eos_token_id": "tokenizer.ggml.eos_token_id",
+    "pad_token_id": "tokenizer.ggml.padding_token_id",
+}
+
+
+def size_label(parameters: int) -> str:
+    """Return a parameter count as in `general.size_label`: 135M, 1.1B."""
+    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if parameters >= scale or suffix == "K":
+            break
+    scaled = parameters / scale
+    return f"{scaled:.{1 if round(scaled) < 10 else 0}f}{suffix}"
+
+
+def sampling_keys(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `general.sampling.*` for a generation config."""
+    found: dict[str, Any] = {}
+    for name, (key, dtype) in _SAMPLING.items():
+        value = generation.get(name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            found[key] = dtype(value)
+    return found
+
+
+def general_keys(
+    architecture: str, name: str, parameters: int, generation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the `general.*` keys that open a file."""
+    found: dict[str, Any] = {"general.architecture": architecture, "general.type": "model"}
+    found |= sampling_keys(generation)
+    found["general.name"] = name
+    if parameters:
+        found["general.size_label"] = size_label(parameters)
+    return found
+
+
+def _common_keys(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "block_count": config["num_hidden_layers"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"],
+    }
+    if architecture in ("llama", "qwen2", "qwen3"):
+        found["attention.head_count_kv"] = config["num_key_value_heads"]
+        found |= rope_keys(config)
+        found["attention.layer_norm_rms_epsilon"] = float(config["rms_norm_eps"])
+    if architecture == "bert":
+        found["attention.layer_norm_epsilon"] = float(config["layer_norm_eps"])
+    if architecture == "gpt2":
+        found["attention.layer_norm_epsilon"] = float(config["layer_norm_epsilon"])
+    if architecture in ("llama", "qwen3"):
+        found["attention.key_length"] = config["head_dim"]
+        found["attention.value_length"] = config["head_dim"]
+    return found
+
+
+def _extra_keys(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    if architecture == "llama":
+        return {"vocab_size": config["vocab_size"], "rope.dimension_count": config["head_dim"]}
+    if architecture == "bert":
+        pooling = POOLING_TYPES.get(str(config.get("pooling_type")))
+        found: dict[str, Any] = {"attention.causal": False}
+        return found if pooling is None else {**found, "pooling_type": pooling}
+    return {}
+
+
+def architecture_keys(
+    config: Mapping[str, Any], architecture: str, file_type: int | None
+) -> dict[str, MetadataValue]:
+    """Return the keys of the architecture, with `general.file_type` where the scripts put it."""
+    found = {f"{architecture}.{k}": v for k, v in _common_keys(config, architecture).items()}
+    if file_type is not None:
+        found[FILE_TYPE_KEY] = file_type
+    found |= {f"{architecture}.{k}": v for k, v in _extra_keys(config, architecture).items()}
+    return {key: typed(value) for key, value in found.items()}
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Return the value of `halfbyte.config`."""
+    carried = {key: value for key, value in config.items() if key != "rope_interleaved"}
+    return json.dumps(carried, ensure_ascii=True, separators=(",", ":"))
+
+
+def carried_config(metadata: Mapping[str, MetadataValue]) -> dict[str, Any] | None:
+    """Return the config that a file carries, unchecked, or None if it holds none."""
+    entry = metadata.get(CONFIG_KEY)
+    if entry is None or entry.type is not ValueType.STRING:
+        return None
+    try:
+        found = json.loads(entry.value)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def text_value(metadata: Mapping[str, MetadataValue], key: str) -> str:
+    """Return a string value, or the empty string if the key is absent or of another type."""
+    entry = metadata.get(key)
+    return str(entry.value) if entry is not None and entry.type is ValueType.STRING else ""
+
+
+def _special_ids(metadata: Mapping[str, MetadataValue]) -> dict[str, int]:
+    keys = Hyperparameters("", "tokenizer.ggml", metadata)
+    found = {}
+    for name in _SPECIAL_IDS:
+        entry = keys.find(_SPECIAL_IDS[name].removeprefix("tokenizer.ggml."))
+        if entry is not None and isinstance(entry.value, int) and entry.value >= 0:
+            found[name] = entry.value
+    return found
+
+
+def generation_config(metadata: Mapping[str, MetadataValue]) -> dict[str, Any]:
+    """Return special ids and sampling settings as generation_config.json has them."""
+    found: dict[str, Any] = dict(_special_ids(metadata))
+    keys = Hyperparameters("", "general.sampling", metadata)
+    for name, (key, _) in _SAMPLING.items():
+        entry = keys.find(key.removeprefix("general.sampling."))
+        if entry is not None and isinstance(entry.value, (int, float)):
+            value = keys.number(key.removeprefix("general.sampling."))
+            found[name] = int(value) if name == "top_k" else value
+    return found
+
+
+def raw_config(
+    where: str, architecture: str, metadata: Mapping[str, MetadataValue], vocabulary: int
+) -> dict[str, Any]:
+    """Return the config that the keys of a file say, for the architecture to normalise.
+
+    vocabulary: rows of the token embedding.
+
+    Raises:
+        FormatError: a key is missing, or has the wrong type or range.
+        UnsupportedError: the keys ask for something that is missing here.
+    """
+    keys = Hyperparameters(where, architecture, metadata)
+    if keys.integer("expert_count", 0, 0):
+        raise UnsupportedError("a mixture of experts", f"{where} ({architecture})")
+    if architecture != "bert" and not keys.flag("attention.causal", True):
+        raise UnsupportedError("attention without a causal mask", f"{where} ({architecture})")
+    layers = keys.integer("block_count")
+    if layers > MAX_LAYERS:
+        raise FormatError(where, f"{layers} blocks announced, the format's limit is {MAX_LAYERS}")
+    heads = keys.integer("attention.head_count")
+    width = keys.integer("embedding_length")
+    config: dict[str, Any] = {
+        "model_type": architecture,
+        "vocab_size": keys.integer("vocab_size", vocabulary, 0),
+        "hidden_size": width,
+        "intermediate_size": keys.integer("feed_forward_length"),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": keys.integer("context_length"),
+        **_special_ids(metadata),
+    }
+    if architecture in ("llama", "qwen2", "qwen3"):
+        config |= _rotary_config(keys, heads, width)
+    elif architecture == "gpt2":
+        config["layer_norm_epsilon"] = keys.number("attention.layer_norm_epsilon")
+        config["hidden_act"] = "gelu_new"
+    else:
+        config |= _bert_config(keys, metadata)
+    return config
+
+
+def _rotary_config(keys: Hyperparameters, heads: int, width: int) -> dict[str, Any]:
+    head_dim = keys.integer("attention.key_length", width // heads)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if keys.integer(name, head_dim) != head_dim:
+            rule = f"key {keys.prefix}.{name} is {keys.integer(name)}, {head_dim} was required"
+            raise FormatError(keys.where, rule)
+    return {
+        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "hidden_act": "silu",
+        **read_rope(keys),
+        "rope_interleaved": keys.prefix == "llama",
+    }
+
+
+def _bert_config(keys: Hyperparameters, metadata: Mapping[str, MetadataValue]) -> dict[str, Any]:
+    tokens = Hyperparameters(keys.where, "tokenizer.ggml", metadata)
+    found: dict[str, Any] = {
+        "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
+        "type_vocab_size": tokens.integer("token_type_count", 1),
+        "hidden_act": "gelu",
+    }
+    pooling = keys.integer("pooling_type", 0, 0)
+    names = {number: name for name, number in POOLING_TYPES.items()}
+    if pooling in names and pooling:
+        found["pooling_type"] = names[pooling]
+    return found
+
+
+def updated_pairs(
+    metadata: Mapping[str, MetadataValue], file_type: int | None, quantized: bool
+) -> dict[str, MetadataValue]:
+    """Return a file's pairs for a copy: all in order, file type and version brought up to date.
+
+    Keys of the split that the file was read from are dropped.
+    """
+    found = {key: entry for key, entry in metadata.items() if not key.startswith("split.")}
+    if file_type is not None:
+        found[FILE_TYPE_KEY] = typed(file_type)
+    if VERSION_KEY in found or quantized:
+        found[VERSION_KEY] = typed(QUANTIZATION_VERSION)
+    return found
