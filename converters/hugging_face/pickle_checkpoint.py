@@ -49,15 +49,13 @@ _STORAGES = {
 _TORCH_DTYPES = {"float": "float32", "double": "float64", "half": "float16", "long": "int64"} | {
     name: name for name in CODES
 }
-_OPCODES = frozenset(
-    """
+_OPCODES = """
     PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE BINPUT LONG_BINPUT PUT BINGET LONG_BINGET GET
     NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 INT LONG1 LONG4 LONG BINFLOAT BINUNICODE
     SHORT_BINUNICODE BINUNICODE8 UNICODE BINSTRING SHORT_BINSTRING EMPTY_TUPLE TUPLE TUPLE1 TUPLE2
     TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS GLOBAL STACK_GLOBAL
     REDUCE BUILD BINPERSID
-    """.split()
-)
+"""
 
 
 @dataclass(frozen=True)
@@ -352,7 +350,7 @@ def _refuse(opcode: int) -> Callable[[Any], None]:
 
 
 def _dispatch() -> dict[int, Callable[[Any], None]]:
-    allowed = {getattr(pickle, name)[0] for name in _OPCODES}
+    allowed = {getattr(pickle, name)[0] for name in _OPCODES.split()}
     table: dict[int, Callable[[Any], None]] = {}
     for opcode, load in pickle._Unpickler.dispatch.items():
         table[opcode] = load if opcode in allowed else _refuse(opcode)

@@ -4,9 +4,9 @@
     | N: uint64 LE    | JSON header, N bytes | arrays, little endian, no gaps |
 
 Header: {"__metadata__": {str: str}, name: {"dtype", "shape", "data_offsets": [begin, end]}}, with
-offsets counted from byte 8 + N. Own reader because the safetensors package copies what it reads or needs a
-framework, hides the offsets that mapping by row range needs, follows no rule for error texts, and
-keeps only the last of two equal names. A path may be a link into a hub cache.
+offsets counted from byte 8 + N. Own reader because the safetensors package copies what it reads or
+needs a framework, hides the offsets that mapping by row range needs, follows no rule for error
+texts, and keeps only the last of two equal names. A path may be a link into a hub cache.
 """
 
 from __future__ import annotations

@@ -109,8 +109,8 @@ class _Cursor:
 
 def raw_bytes(array: Array) -> memoryview:
     """Return the little-endian bytes of an array, without a copy where it is contiguous."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return memoryview(flat.view(np.uint8))
+    flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return memoryview(flat)
 
 
 def write_safetensors(

@@ -1,0 +1,251 @@
+"""The Hugging Face hub: fetch what a model needs, upload what was written.
+
+`org/name[@revision]` stands for a repository, `org/name/file.gguf[@revision]` for one file of it.
+huggingface-hub finds the token, keeps the cache, resumes broken transfers and works offline from
+the cache (HF_HUB_OFFLINE=1); HF_ENDPOINT names another server.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from halfbyte.converters.hugging_face.checkpoint import (
+    PICKLE_FILE,
+    PICKLE_INDEX,
+    SAFETENSORS_FILE,
+    SAFETENSORS_INDEX,
+)
+from halfbyte.converters.hugging_face.directory import TEXT_FILES
+from halfbyte.errors import HalfbyteError
+
+Result = TypeVar("Result")
+
+SINGLE_FILES = (".hb", ".gguf")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.(safetensors|bin)")
+_HTTP_UNAUTHORIZED = 401
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A repository, perhaps one file of it, perhaps at a revision."""
+
+    repository: str
+    file: str = ""
+    revision: str = ""
+
+    def __str__(self) -> str:
+        """Return the id as it is typed."""
+        file = f"/{self.file}" if self.file else ""
+        return self.repository + file + (f"@{self.revision}" if self.revision else "")
+
+
+def parse_hub_id(text: str, revision: str = "") -> HubId | None:
+    """Return the hub id in a text, or None when it has not the form of one."""
+    body, _, after = text.partition("@")
+    organisation, _, rest = body.partition("/")
+    name, _, file = rest.partition("/")
+    if not _NAME.fullmatch(organisation) or not _NAME.fullmatch(name):
+        return None
+    steps = file.split("/")
+    if file and any(step in ("", ".", "..") for step in steps):
+        return None
+    return HubId(f"{organisation}/{name}", file, revision or after)
+
+
+def resolve(source: str, revision: str = "") -> Path:
+    """Return the local path of a file, folder or hub id; what is not cached is downloaded.
+
+    A path that exists wins over a hub id.
+
+    Raises:
+        HalfbyteError: nothing is there, access is denied, or the hub cannot be reached and the
+            model is not in the cache.
+    """
+    if Path(source).exists():
+        return Path(source)
+    found = parse_hub_id(source, revision)
+    if found is None:
+        raise HalfbyteError(
+            f"{source}: no such file or folder, and not a hub id (org/name[@revision]); "
+            "check the path"
+        )
+    _quiet_unless_terminal()
+    if found.file:
+        return _file(found, found.file)
+    return _repository(found)
+
+
+def push(path: str | Path, repository: str, *, revision: str = "", message: str = "") -> str:
+    """Upload a folder's content or one file to a repository, made when missing; return its URL.
+
+    Raises:
+        HalfbyteError: the id is no repository, there is no token, or the upload fails.
+    """
+    from huggingface_hub import HfApi
+
+    local = Path(path)
+    found = parse_hub_id(repository, revision)
+    if found is None or found.file:
+        raise HalfbyteError(f"{repository}: not a repository of the hub; write it as ORG/NAME")
+    if not local.exists():
+        raise HalfbyteError(f"{local}: no such file or folder to upload; check the path")
+    _quiet_unless_terminal()
+    api: Any = HfApi(library_name="halfbyte")
+    options = {
+        "repo_id": found.repository,
+        "revision": found.revision or None,
+        "commit_message": message or f"Upload {local.name} with halfbyte",
+    }
+
+    def upload() -> str:
+        url = api.create_repo(found.repository, exist_ok=True)
+        if local.is_dir():
+            api.upload_folder(folder_path=str(local), **options)
+        else:
+            api.upload_file(path_or_fileobj=str(local), path_in_repo=local.name, **options)
+        return str(url)
+
+    return _reported(found, upload, "uploaded")
+
+
+def _quiet_unless_terminal() -> None:
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+
+
+def _file(found: HubId, name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    def download() -> str:
+        return hf_hub_download(
+            found.repository, name, revision=found.revision or None, library_name="halfbyte"
+        )
+
+    return Path(_reported(found, download, "downloaded"))
+
+
+def _repository(found: HubId) -> Path:
+    """Return the local folder of a repository with the files that are needed, or its one file."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    revision = found.revision or None
+    try:
+        info = HfApi(library_name="halfbyte").model_info(found.repository, revision=revision)
+        names: list[str] | None = [sibling.rfilename for sibling in info.siblings or []]
+    except HfHubHTTPError as error:
+        if error.response.status_code < 500:
+            _explain(found, error, "downloaded")
+        names = None
+    except Exception as error:  # offline by wish or by accident: the library's types differ
+        if isinstance(error, ValueError):
+            _explain(found, error, "downloaded")
+        names = None
+    if names is None:
+        patterns = [glob.escape(name) for name in TEXT_FILES]
+    else:
+        wanted = wanted_files(names)
+        if len(wanted) == 1 and wanted[0].endswith(SINGLE_FILES):
+            return _file(found, wanted[0])
+        if not wanted:
+            _refuse_content(found, names)
+        patterns = [glob.escape(name) for name in wanted]
+
+    def download() -> str:
+        return snapshot_download(
+            found.repository,
+            revision=revision,
+            allow_patterns=patterns,
+            local_files_only=names is None,
+            library_name="halfbyte",
+        )
+
+    return Path(_reported(found, download, "downloaded"))
+
+
+def wanted_files(names: Iterable[str]) -> list[str]:
+    """Return the files of a repository to fetch: text files and one set of weights.
+
+    Safetensors are preferred to pickles; other frameworks' files are left alone. Empty when there
+    are no weights; a single .gguf or .hb file when that is all there is.
+    """
+    present = set(names)
+    top = sorted(name for name in present if "/" not in name)
+    loose = [name for name in top if name.endswith(".safetensors")]
+    shards = [name for name in loose if _SHARD.fullmatch(name)]
+    if SAFETENSORS_INDEX in present:
+        weights = [SAFETENSORS_INDEX, *shards]
+    elif SAFETENSORS_FILE in present:
+        weights = [SAFETENSORS_FILE]
+    elif shards or len(loose) == 1:
+        weights = shards or loose
+    elif PICKLE_INDEX in present:
+        bins = [name for name in top if name.endswith(".bin") and _SHARD.fullmatch(name)]
+        weights = [PICKLE_INDEX, *bins]
+    elif PICKLE_FILE in present:
+        weights = [PICKLE_FILE]
+    else:
+        single = [name for name in sorted(present) if name.endswith(SINGLE_FILES)]
+        return single if len(single) == 1 else []
+    return [name for name in TEXT_FILES if name in present] + weights
+
+
+def _refuse_content(found: HubId, names: list[str]) -> NoReturn:
+    single = sorted(name for name in names if name.endswith(SINGLE_FILES))
+    if single:
+        shown = ", ".join(single[:5]) + (" ..." if len(single) > 5 else "")
+        raise HalfbyteError(
+            f"{found}: {len(single)} models lie there ({shown}), one was required; "
+            f"name it as {found.repository}/{single[0]}"
+        )
+    raise HalfbyteError(
+        f"{found}: no weights there that can be read (safetensors, pytorch_model.bin, GGUF, .hb)"
+    )
+
+
+def _reported(found: HubId, action: Callable[[], Result], done: str) -> Result:
+    try:
+        return action()
+    except HalfbyteError:
+        raise
+    except Exception as error:  # each release of the library has its own set of errors
+        _explain(found, error, done)
+
+
+def _explain(found: HubId, error: Exception, done: str) -> NoReturn:
+    """Raise one line that says what went wrong and what to do."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    advice = "log in with 'hf auth login' or set HF_TOKEN"
+    if isinstance(error, errors.GatedRepoError):
+        reason = f"the repository is gated; accept its terms on its page, then {advice}"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        reason = f"no such path here and no such repository, or it is private; check it or {advice}"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        reason = f"the repository has no revision {found.revision or 'main'!r}; check its branches"
+    elif isinstance(error, errors.LocalEntryNotFoundError):
+        reason = "not in the cache, and the hub is out of reach or HF_HUB_OFFLINE is set; go online"
+    elif isinstance(error, errors.EntryNotFoundError):
+        reason = f"the repository has no file {found.file!r}; check its list of files"
+    elif status == _HTTP_UNAUTHORIZED:
+        reason = f"the hub refused the token (401); {advice}"
+    elif isinstance(error, (errors.LocalTokenNotFoundError, errors.HFValidationError)):
+        reason = f"{_first_line(error)}; {advice}"
+    else:
+        reason = f"could not be {done} ({_first_line(error)}); try again"
+    raise HalfbyteError(f"{found}: {reason}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
