@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Protocol
 
+from halfbyte.errors import QuantizationError
+from halfbyte.ir.encodings import encoding_from_name, list_encodings
 from halfbyte.ir.encodings.encoding import Encoding
+from halfbyte.ir.encodings.transcode import judge
+from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import Tensor
 
 
@@ -23,3 +29,100 @@ class Profile(Protocol):
 
     def alternatives(self, tensor: Tensor) -> list[Encoding]:
         """Return encodings the container can hold, nearest to the tensor's own first."""
+
+
+FLOAT_TABLES = frozenset(
+    {
+        Role.POSITION_EMBEDDING,
+        Role.TOKEN_TYPE_EMBEDDING,
+        Role.ROPE_DIVISORS,
+        Role.ROPE_FACTORS_LONG,
+        Role.ROPE_FACTORS_SHORT,
+    }
+)
+
+# Names that llama-quantize leaves alone, for tensors whose role is not known.
+_FLOAT_NAMES = (
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_tid2eid.weight",
+    "altup",
+    "laurel",
+    "per_layer_model_proj",
+    "ssm_conv1d",
+    "shortconv.conv.weight",
+    "indexer.k_proj.weight",
+    "indexer.q_proj.weight",
+    "attn_rel_b.weight",
+    "position_embd",
+    "token_types",
+    ".rel_pos",
+    ".patch_embd",
+    ".patch_merger",
+    "time_mix_",
+)
+
+
+def stays_float(tensor: Tensor) -> str:
+    """Return why a weight is never quantized (a norm, a bias, a vector ...), or an empty text."""
+    dims = len(tensor.shape)
+    while dims and tensor.shape[len(tensor.shape) - dims] == 1:
+        dims -= 1
+    if tensor.kind == "bias":
+        return "biases stay float"
+    if tensor.role is not None and tensor.role.is_norm:
+        return "norms stay float"
+    if dims < 2:
+        return "vectors stay float"
+    if tensor.role in FLOAT_TABLES:
+        return f"{tensor.role} stays float"
+    if tensor.role is None and (dims > 3 or not tensor.name.endswith("weight")):
+        return "not a matrix of weights"
+    if tensor.role is None and any(part in tensor.name for part in _FLOAT_NAMES):
+        return "its name is one that is never quantized"
+    return ""
+
+
+@dataclass(frozen=True)
+class TableProfile:
+    """A profile written as a table.
+
+    encodings: names or globs of names (`int4-*`), preferred first. float_type: the encoding that
+    weights which stay float must have, or empty for any dense one.
+    """
+
+    name: str
+    encodings: tuple[str, ...]
+    float_type: str = ""
+
+    def accepts(self, tensor: Tensor, encoding: Encoding) -> bool:
+        """Whether the table lists the encoding, it fits the rows, and floats stay float."""
+        required = self.required(tensor)
+        if required is not None:
+            return encoding == required
+        if encoding.is_quantized and stays_float(tensor):
+            return False
+        try:
+            encoding.part_specs(tensor.rows, tensor.columns)
+        except QuantizationError:
+            return False
+        return any(fnmatchcase(encoding.name, pattern) for pattern in self.encodings)
+
+    def required(self, tensor: Tensor) -> Encoding | None:
+        """Return the float type for floating weights that stay float, if one is fixed."""
+        is_float = tensor.encoding.is_quantized or getattr(tensor.encoding, "is_float", False)
+        if not self.float_type or not is_float or not stays_float(tensor):
+            return None
+        return encoding_from_name(self.float_type)
+
+    def alternatives(self, tensor: Tensor) -> list[Encoding]:
+        """Return what the table allows: lossless first, then by bits nearest to the tensor's."""
+        own = tensor.encoding
+        fitting = [e for e in list_encodings() if e != own and self.accepts(tensor, e)]
+        return sorted(
+            fitting,
+            key=lambda e: (
+                not judge(own, e).is_lossless,
+                abs(e.bits_per_weight - own.bits_per_weight),
+            ),
+        )

@@ -1,1 +1,1 @@
-
+"""Quantization: plans, algorithms, calibration."""

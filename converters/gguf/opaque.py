@@ -35,6 +35,11 @@ class OpaqueBlocks(Encoding):
         """Return (1, values per block)."""
         return 1, self.block
 
+    @property
+    def can_decode(self) -> bool:
+        """Return False: the bytes are only carried along."""
+        return False
+
     def part_specs(self, rows: int, columns: int) -> dict[str, PartSpec]:
         """Return the one part, `data` uint8 [rows, row bytes]."""
         if columns % self.block:

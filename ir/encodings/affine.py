@@ -28,12 +28,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import QuantizationError, UnsupportedError
-from halfbyte.ir.encodings.dense import FLOATS
+from halfbyte.ir.encodings.dense import FLOATS, float_limits
 from halfbyte.ir.encodings.encoding import Array, Encoding, Grid, Parts, PartSpec, Scales, Unpacked
 from halfbyte.ir.encodings.grid import (
     UNNAMED,
@@ -161,7 +160,7 @@ class Affine(Encoding):
     @property
     def error_bound(self) -> float:
         """Return the largest error of `encode` in units of the group's largest |value|."""
-        rounding = float(ml_dtypes.finfo(self._scale).eps)
+        rounding = float(float_limits(self._scale).eps)
         if not self.symmetric:
             fraction = 4 * self.levels * rounding if self.zero_point == "float" else 0.0
             return (2 + fraction) / self.levels + 2 * rounding
@@ -356,7 +355,7 @@ def pack_bits(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         per_byte = 8 // bits
         padded = np.zeros((rows, -(-columns // per_byte) * per_byte), np.uint8)
         padded[:, :columns] = codes
-        packed = padded[:, ::per_byte].copy()
+        packed: NDArray[np.uint8] = padded[:, ::per_byte].copy()
         for lane in range(1, per_byte):
             packed |= padded[:, lane::per_byte] << (lane * bits)
         return packed
@@ -371,10 +370,11 @@ def unpack_bits(packed: NDArray[np.uint8], bits: int, columns: int) -> NDArray[n
     rows = packed.shape[0]
     if 8 % bits == 0:
         per_byte, mask = 8 // bits, np.uint8((1 << bits) - 1)
-        codes = np.empty((rows, packed.shape[1], per_byte), np.uint8)
+        codes: NDArray[np.uint8] = np.empty((rows, packed.shape[1], per_byte), np.uint8)
         for lane in range(per_byte):
             codes[..., lane] = (packed >> np.uint8(lane * bits)) & mask
-        return codes.reshape(rows, -1)[:, :columns]
+        flat: NDArray[np.uint8] = codes.reshape(rows, packed.shape[1] * per_byte)
+        return flat[:, :columns]
     stream = np.unpackbits(packed, axis=-1, count=columns * bits, bitorder="little")
     lanes = stream.reshape(rows, columns, bits)
-    return np.packbits(lanes, axis=-1, bitorder="little")[..., 0]
+    return np.packbits(lanes, axis=-1, bitorder="little").reshape(rows, columns)

@@ -21,6 +21,9 @@ from halfbyte.errors import QuantizationError, UnsupportedError
 from halfbyte.ir.encodings.encoding import Array, Encoding, Parts, PartSpec, Scales, Unpacked
 from halfbyte.ir.encodings.grid import UNNAMED
 
+# ml_dtypes.finfo knows numpy's types as well; it has no annotations.
+float_limits: Any = ml_dtypes.finfo
+
 FLOATS: dict[str, np.dtype[Any]] = {
     "float64": np.dtype(np.float64),
     "float32": np.dtype(np.float32),
@@ -30,7 +33,9 @@ FLOATS: dict[str, np.dtype[Any]] = {
     "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
 }
 INTEGERS: dict[str, np.dtype[Any]] = {
-    f"{kind}{bits}": np.dtype(f"{kind}{bits}") for bits in (8, 16, 32, 64) for kind in ("int", "uint")
+    f"{kind}{bits}": np.dtype(f"{kind}{bits}")
+    for bits in (8, 16, 32, 64)
+    for kind in ("int", "uint")
 }
 DTYPES: dict[str, np.dtype[Any]] = {**FLOATS, **INTEGERS, "bool": np.dtype(np.bool_)}
 
@@ -103,7 +108,7 @@ class Dense(Encoding):
     @property
     def error_bound(self) -> float:
         """Return half a unit in the last place; 0 for integers, which take whole numbers."""
-        return float(ml_dtypes.finfo(self.dtype).eps) / 2 if self.is_float else 0.0
+        return float(float_limits(self.dtype).eps) / 2 if self.is_float else 0.0
 
     def part_specs(self, rows: int, columns: int) -> dict[str, PartSpec]:
         """Return the one part `data`."""
@@ -120,7 +125,9 @@ class Dense(Encoding):
         """Raise: plain numbers have no codes."""
         self._no_codes()
 
-    def fit(self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> Scales:
+    def fit(
+        self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
+    ) -> Scales:
         """Raise: plain numbers have no scales."""
         self._no_codes()
 
@@ -128,7 +135,9 @@ class Dense(Encoding):
         """Raise: plain numbers have no codes."""
         self._no_codes()
 
-    def encode(self, rows: Array, importance: NDArray[np.float32] | None = None) -> dict[str, Array]:
+    def encode(
+        self, rows: Array, importance: NDArray[np.float32] | None = None
+    ) -> dict[str, Array]:
         """Return the part `data` for rows of any dtype; importance has no effect.
 
         Raises:
@@ -162,7 +171,7 @@ class Dense(Encoding):
             raise QuantizationError(
                 UNNAMED,
                 f"holds {float(largest):.6g}, beyond the range of {self.name} "
-                f"(+-{float(ml_dtypes.finfo(self.dtype).max):.6g}); "
+                f"(+-{float(float_limits(self.dtype).max):.6g}); "
                 "keep a wider type for it, for example bfloat16 or float32",
             )
         if self.dtype_name == "float8_e4m3fn" and np.isinf(rows).any():
@@ -197,13 +206,13 @@ def _nearest(rows: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _largest_magnitude(rows: Array) -> Array:
-    """Return the largest finite |value| as a 0-d array of the rows' dtype (float64 for integers)."""
+    """Return the largest finite |value|, 0-d, in the rows' dtype (float64 for integers)."""
     if rows.dtype.kind in "iub":
         extremes = [abs(float(rows.min())), abs(float(rows.max()))] if rows.size else [0.0]
         return np.asarray(max(extremes))
     word = np.dtype(f"u{rows.dtype.itemsize}")
     bits = np.ascontiguousarray(rows).view(word) & word.type(np.iinfo(word).max >> 1)
-    limit = np.asarray(ml_dtypes.finfo(rows.dtype).max, rows.dtype).view(word)
+    limit = np.asarray(float_limits(rows.dtype).max, rows.dtype).view(word)
     top = bits.max(initial=0)
     if top > limit:
         top = bits[bits <= limit].max(initial=0)

@@ -87,7 +87,7 @@ class Grid:
 
 
 class Encoding(ABC):
-    """How values lie in bytes. Implementations are frozen dataclasses, equal when all fields are."""
+    """How values lie in bytes. Implementations are frozen dataclasses, equal by their fields."""
 
     @property
     @abstractmethod
@@ -110,14 +110,20 @@ class Encoding(ABC):
         return True
 
     @property
+    def can_decode(self) -> bool:
+        """Whether values can be had at all; False for types that are only carried along."""
+        return True
+
+    @property
     def grid(self) -> Grid | None:
         """Return the grid of the codes; None for dense and codebook encodings."""
         return None
 
     @property
     def error_bound(self) -> float:
-        """Return the largest |value - decoded| that `encode` leaves, in units of the block's
-        largest |value|, where no scale falls below the normal numbers of its dtype.
+        """Return the largest error of `encode`, in units of the block's largest |value|.
+
+        It holds where no scale falls below the normal numbers of its dtype.
         """
         return float("inf")
 
@@ -153,7 +159,9 @@ class Encoding(ABC):
         """
 
     @abstractmethod
-    def fit(self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> Scales:
+    def fit(
+        self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
+    ) -> Scales:
         """Choose the scales for rows [rows, columns] float32; importance: [columns] float32."""
 
     @abstractmethod

@@ -2,6 +2,8 @@
 
 Part "data": [rows, row_bytes] uint8. A block, in byte order (f16 and u32 little-endian):
 
+    (offsets stand in kernels/layouts.py)
+
     d   f16              scale
     m   f16              offset, Q4_1 and Q5_1 only
     qh  u32              bit i is bit 4 of code i, Q5_0 and Q5_1 only
@@ -15,11 +17,11 @@ Encoding gives llama.cpp's bytes, with and without importance (Q8_0 takes no not
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings.encoding import (
@@ -50,6 +52,7 @@ from halfbyte.ir.encodings.grid import (
     values_of,
 )
 from halfbyte.ir.encodings.kernel_choice import cpu_kernel
+from halfbyte.kernels.layouts import LAYOUTS
 
 BLOCK = 32
 HALF = np.dtype(np.float16)
@@ -72,8 +75,7 @@ class LegacyBlock(Encoding):
     @property
     def block_bytes(self) -> int:
         """Return the bytes of a block."""
-        high_bits = 4 if self.BITS == 5 else 0
-        return 2 + 2 * self.HAS_OFFSET + high_bits + (32 if self.BITS == 8 else 16)
+        return LAYOUTS[self.NAME].bytes
 
     @property
     def bits_per_weight(self) -> float:
@@ -116,9 +118,10 @@ class LegacyBlock(Encoding):
         """Return codes [rows, columns] and the float16 scales (and offsets) of each block."""
         data = np.asarray(parts["data"])
         blocks = data.reshape(data.shape[0], columns // BLOCK, self.block_bytes)
-        scale = _half_field(blocks, 0)
-        offset = _half_field(blocks, 2) if self.HAS_OFFSET else None
-        codes = _codes_of(blocks, self.BITS, 2 + 2 * self.HAS_OFFSET)
+        at = LAYOUTS[self.NAME].offsets
+        scale = _half_field(blocks, at["d"])
+        offset = _half_field(blocks, at["m"]) if self.HAS_OFFSET else None
+        codes = _codes_of(blocks, at)
         zero = np.full(scale.shape, self._zero, np.int32) if self._zero else None
         return Unpacked(codes.reshape(data.shape[0], columns), Scales(scale, BLOCK, zero, offset))
 
@@ -131,7 +134,9 @@ class LegacyBlock(Encoding):
         scales, columns = unpacked.scales, unpacked.codes.shape[1]
         self.part_specs(unpacked.codes.shape[0], columns)
         if scales.group_of_column is not None or (scales.group_size != BLOCK and columns > BLOCK):
-            raise QuantizationError(UNNAMED, f"{self.name} needs groups of {BLOCK} columns in order")
+            raise QuantizationError(
+                UNNAMED, f"{self.name} needs groups of {BLOCK} columns in order"
+            )
         grid = self.grid
         offset = None
         if self.HAS_OFFSET:
@@ -145,10 +150,11 @@ class LegacyBlock(Encoding):
     def _assemble(self, codes: Codes, scale: Array, offset: Array | None) -> dict[str, Array]:
         rows, columns = codes.shape
         blocks = np.empty((rows, columns // BLOCK, self.block_bytes), np.uint8)
-        _put_half(blocks, 0, scale)
+        at = LAYOUTS[self.NAME].offsets
+        _put_half(blocks, at["d"], scale)
         if offset is not None:
-            _put_half(blocks, 2, offset)
-        _put_codes(blocks, codes.reshape(rows, -1, BLOCK), self.BITS, 2 + 2 * self.HAS_OFFSET)
+            _put_half(blocks, at["m"], offset)
+        _put_codes(blocks, codes.reshape(rows, -1, BLOCK), at)
         data = blocks.reshape(rows, -1)
         self.require_finite_scales(data)
         return {"data": data}
@@ -159,11 +165,11 @@ class LegacyBlock(Encoding):
         Raises:
             QuantizationError: one is.
         """
+        at = LAYOUTS[self.NAME].offsets
         blocks = data.reshape(data.shape[0], -1, self.block_bytes)
-        if not np.isfinite(_half_field(blocks, 0)).all():
-            raise QuantizationError(UNNAMED, _too_large(self.name, "scale"))
-        if self.HAS_OFFSET and not np.isfinite(_half_field(blocks, 2)).all():
-            raise QuantizationError(UNNAMED, _too_large(self.name, "offset"))
+        for field, meaning in (("d", "scale"), ("m", "offset")):
+            if field in at and not np.isfinite(_half_field(blocks, at[field])).all():
+                raise QuantizationError(UNNAMED, _too_large(self.name, meaning))
 
     def fit(self, rows: Float, importance: Float | None = None) -> Scales:
         """Return the scales that `encode` would store."""
@@ -320,30 +326,32 @@ def _put_half(blocks: Array, at: int, values: Array) -> None:
     blocks[..., at : at + 2] = values.astype("<f2")[..., None].view(np.uint8)
 
 
-def _codes_of(blocks: Array, bits: int, at: int) -> Codes:
-    if bits == 8:
-        return np.ascontiguousarray(blocks[..., at:]).view(np.int8).astype(np.int32)
-    nibbles = blocks[..., -16:]
-    codes = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=-1).astype(np.int32)
-    if bits == 5:
-        high = np.unpackbits(blocks[..., at : at + 4], axis=-1, bitorder="little")
-        codes |= high.astype(np.int32) << 4
-    return codes
+def _codes_of(blocks: Array, at: Mapping[str, int]) -> Codes:
+    codes = blocks[..., at["qs"] :]
+    if codes.shape[-1] == BLOCK:
+        return np.ascontiguousarray(codes).view(np.int8).astype(np.int32)
+    whole = np.concatenate([codes & 0x0F, codes >> 4], axis=-1).astype(np.int32)
+    if "qh" in at:
+        high = np.unpackbits(blocks[..., at["qh"] : at["qs"]], axis=-1, bitorder="little")
+        whole |= high.astype(np.int32) << 4
+    return whole
 
 
-def _put_codes(blocks: Array, codes: Codes, bits: int, at: int) -> None:
-    if bits == 8:
-        blocks[..., at:] = codes.astype(np.int8).view(np.uint8)
+def _put_codes(blocks: Array, codes: Codes, at: Mapping[str, int]) -> None:
+    target = blocks[..., at["qs"] :]
+    if target.shape[-1] == BLOCK:
+        target[...] = codes.astype(np.int8).view(np.uint8)
         return
     short = codes.astype(np.uint8)
     nibbles = short & 0x0F
-    blocks[..., -16:] = nibbles[..., :16] | (nibbles[..., 16:] << 4)
-    if bits == 5:
-        blocks[..., at : at + 4] = np.packbits(short >> 4, axis=-1, bitorder="little")
+    target[...] = nibbles[..., :16] | (nibbles[..., 16:] << 4)
+    if "qh" in at:
+        blocks[..., at["qh"] : at["qs"]] = np.packbits(short >> 4, axis=-1, bitorder="little")
 
 
 def _reciprocal(scale: Float) -> Float:
-    return np.where(scale != 0, np.float32(1) / scale, np.float32(0))
+    reciprocal: Float = np.where(scale != 0, np.float32(1) / scale, np.float32(0))
+    return reciprocal
 
 
 def _truncate(values: Float) -> Codes:
@@ -365,4 +373,5 @@ def _weights(rows: Float, importance: Float) -> Float:
     columns = rows.shape[1]
     sums = np.add.accumulate(squares, axis=1)[:, -1:] if columns else squares
     mean = sums / np.float32(max(columns, 1))
-    return importance.astype(np.float32, copy=False) * np.sqrt(mean + squares)
+    weights: Float = importance.astype(np.float32, copy=False) * np.sqrt(mean + squares)
+    return weights

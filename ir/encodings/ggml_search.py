@@ -17,18 +17,20 @@ Float = NDArray[np.float32]
 Codes = NDArray[np.int32]
 
 ZERO_BLOCK = np.float32(1e-15)
-_ROUNDER = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves the rounded integer in the mantissa
+_ROUNDER = np.float32(
+    12582912.0
+)  # 1.5 * 2^23: adding it leaves the rounded integer in the mantissa
 
 
 def nearest_int(values: Float) -> Codes:
     """Return values rounded half to even, by ggml's mantissa trick (also for what overflows it)."""
-    bits = (values + _ROUNDER).view(np.int32)
+    bits: Codes = (values + _ROUNDER).view(np.int32)
     return (bits & 0x007FFFFF) - 0x00400000
 
 
 def ordered_sum(terms: Float) -> Float:
     """Return the sum over the first axis, added in order."""
-    total = np.zeros(terms.shape[1:], np.float32)
+    total: Float = np.zeros(terms.shape[1:], np.float32)
     for term in terms:
         total += term
     return total
@@ -36,9 +38,8 @@ def ordered_sum(terms: Float) -> Float:
 
 def signed_extreme(x: Float) -> Float:
     """Return per block the signed value of largest magnitude; the first wins; +0 for all zeros."""
-    magnitude = np.abs(x)
-    first = magnitude.argmax(axis=0)[None]
-    extreme = np.take_along_axis(x, first, 0)[0]
+    first = np.abs(x).argmax(axis=0)[None]
+    extreme: Float = np.take_along_axis(x, first, 0)[0]
     return np.where(extreme == 0, np.float32(0), extreme)
 
 
@@ -48,9 +49,7 @@ def lowest_and_highest(x: Float) -> tuple[Float, Float]:
     return np.take_along_axis(x, low, 0)[0], np.take_along_axis(x, high, 0)[0]
 
 
-def _symmetric_try(
-    x: Float, weight: Float, iscale: Float, nmax: int
-) -> tuple[Codes, Float, Float]:
+def _symmetric_try(x: Float, weight: Float, iscale: Float, nmax: int) -> tuple[Codes, Float, Float]:
     codes = np.clip(nearest_int(iscale * x), -nmax, nmax - 1)
     step = codes.astype(np.float32)
     return codes, ordered_sum((weight * x) * step), ordered_sum((weight * step) * step)
@@ -77,7 +76,9 @@ def symmetric_search(x: Float, weight: Float, nmax: int) -> tuple[Codes, Float]:
     return np.where(zero, 0, codes + nmax), np.where(zero, np.float32(0), scale)
 
 
-def _error(x: Float, weight: Float, codes: Codes, scale: Float, low: Float, absolute: bool) -> Float:
+def _error(
+    x: Float, weight: Float, codes: Codes, scale: Float, low: Float, absolute: bool
+) -> Float:
     difference = scale * codes.astype(np.float32) + low - x
     return ordered_sum(weight * (np.abs(difference) if absolute else difference * difference))
 
@@ -107,7 +108,13 @@ class _Fit:
 
 @np.errstate(all="ignore")
 def scale_min_search(
-    x: Float, weight: Float, nmax: int, start: float, delta: float, steps: int, absolute: bool = False
+    x: Float,
+    weight: Float,
+    nmax: int,
+    start: float,
+    delta: float,
+    steps: int,
+    absolute: bool = False,
 ) -> tuple[Codes, Float, Float]:
     """Return (codes in 0..nmax, scale, minimum <= 0) of least weighted error.
 

@@ -1,1 +1,1 @@
-
+"""Calibration: texts, layer runs, statistics."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.ggml_library import dequantize, quantize
-from support.weight_rows import stress_rows
 
 from halfbyte.ir.encodings import encoding_from_name
+from support.ggml_library import dequantize, quantize
+from support.weight_rows import stress_rows
 
 pytestmark = pytest.mark.peer
 LEGACY = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
@@ -55,7 +55,9 @@ def test_bytes_equal_gguf_py(name: str) -> None:
     quants, kind = gguf_type(name)
     encoding = encoding_from_name(name)
     for case, rows in stress_rows(COLUMNS):
-        if case in ("vanishing", "single subnormals") or case.startswith(("signed zeros", "sparse")):
+        if case in ("vanishing", "single subnormals") or case.startswith(
+            ("signed zeros", "sparse")
+        ):
             continue
         np.testing.assert_array_equal(
             encoding.encode(rows)["data"], quants.quantize(rows, kind), err_msg=case

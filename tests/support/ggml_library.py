@@ -38,7 +38,9 @@ def ggml_base() -> ctypes.CDLL:
     return library
 
 
-def quantize(name: str, rows: np.ndarray, row_bytes: int, importance: np.ndarray | None) -> np.ndarray:
+def quantize(
+    name: str, rows: np.ndarray, row_bytes: int, importance: np.ndarray | None
+) -> np.ndarray:
     """Return llama.cpp's bytes [rows, row_bytes] for float32 rows."""
     rows = np.ascontiguousarray(rows, np.float32)
     out = np.zeros((len(rows), row_bytes), np.uint8)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 
-def stress_rows(columns: int = 256, rows: int = 24, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+def stress_rows(
+    columns: int = 256, rows: int = 24, seed: int = 0
+) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (name, float32 rows [rows, columns])."""
     rng = np.random.default_rng(seed)
     normal = rng.standard_normal((rows, columns)).astype(np.float32)
