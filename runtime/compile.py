@@ -133,9 +133,8 @@ class PlanBuilder:
         result: list[Slot | None] = []
         for index, slot in enumerate(slots):
             value = shadow.inputs[index]
-            if slot is None or slot.tensor is None or value is None:
-                result.append(slot)
-            elif index in spec.encoded and len(slot.tensor.shape) == 2:
+            kept = index in spec.encoded and slot is not None and len(slot.shape or ()) == 2
+            if slot is None or slot.tensor is None or value is None or kept:
                 result.append(slot)
             else:
                 own = value.dtype or "float32"
@@ -191,8 +190,8 @@ class PlanBuilder:
                 root = self.roots.get(slot, slot) if slot is not None else None
                 if root is not None and root in spans:
                     spans[root] = (spans[root][0], place_)
-        for slot in outputs:
-            root = self.roots.get(slot, slot)
+        for result in outputs:
+            root = self.roots.get(result, result)
             if root in spans:
                 spans[root] = (spans[root][0], len(self.pending))
         return spans

@@ -6,6 +6,6 @@ from halfbyte.runtime.reference import ReferenceBackend
 
 
 class CpuBackend(ReferenceBackend):
-    """placeholder"""
+    """Numpy until the kernels are bound."""
 
     name = "cpu"

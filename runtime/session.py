@@ -53,6 +53,7 @@ class Session:
             GraphError: the graph breaks a rule.
         """
         self.backend = get_backend(device, compute, threads)
+        self.threads = threads
         self.graph = _graph_of(source).copy()
         if fuse:
             run_passes(self.graph)
