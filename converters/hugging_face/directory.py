@@ -207,10 +207,10 @@ def _tokenizer(files: dict[str, bytes]) -> tuple[Tokenizer | None, list[str]]:
     from halfbyte.converters.tokenizers import from_hugging_face
 
     try:
-        tokenizer: Tokenizer = from_hugging_face(files)
+        tokenizer = from_hugging_face(files)
     except UnsupportedError as error:
         return None, [f"tokenizer not read, its files are carried along ({error})"]
-    return tokenizer, list(tokenizer.warnings)
+    return tokenizer, [] if tokenizer is None else list(tokenizer.warnings)
 
 
 def _provenance(path: Path) -> Provenance:

@@ -116,7 +116,7 @@ def push(path: str | Path, repository: str, *, revision: str = "", message: str 
 
 
 def _quiet_unless_terminal() -> None:
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()

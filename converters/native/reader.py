@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from halfbyte.engine import ordered_map
 from halfbyte.errors import FormatError, HalfbyteError, UnsupportedError
 from halfbyte.files import HASH_CHUNK_BYTES, contained
 from halfbyte.ir.encodings import encoding_from_name
+from halfbyte.ir.graph import Graph
 from halfbyte.ir.model import Model, Provenance
 from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import FilePart, Tensor, rows_and_columns
@@ -82,7 +84,7 @@ def read_native(path: Path) -> Model:
         generation_config=_json_object(file, "generation_config"),
         metadata=metadata,
         provenance=Provenance("hb", str(path)),
-        build=_builder(config),
+        build=_builder(config, file),
     )
 
 
@@ -257,8 +259,18 @@ def _tokenizer(file: SafetensorsFile, files: dict[str, bytes]) -> Tokenizer | No
     return replace(tokenizer, source={**{n: files[n] for n in shared}, **tokenizer.source})
 
 
-def _builder(config: dict[str, Any]) -> Any:
+def _builder(config: dict[str, Any], file: SafetensorsFile) -> Callable[[Model], Graph] | None:
+    """Return the architecture's builder; for other models one that reads the stored graph."""
     try:
         return get_architecture(str(config.get("model_type", ""))).build
     except UnsupportedError:
-        return None
+        return partial(_stored_graph, file) if GRAPH in file.entries else None
+
+
+def _stored_graph(file: SafetensorsFile, model: Model) -> Graph:
+    from halfbyte.ir.text import parse
+
+    try:
+        return parse(_text(file, GRAPH).decode("utf-8"), model.weights)
+    except UnicodeDecodeError as error:
+        raise FormatError(file.path, f"{GRAPH} is not UTF-8 text ({error})") from None

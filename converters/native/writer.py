@@ -13,7 +13,12 @@ import numpy as np
 
 import halfbyte
 from halfbyte.converters.format import WriteOptions, WrittenTensor
-from halfbyte.converters.hugging_face.safetensors_writer import ArraySpec, Job, write_safetensors
+from halfbyte.converters.hugging_face.safetensors_writer import (
+    ArraySpec,
+    Job,
+    in_file_order,
+    write_safetensors,
+)
 from halfbyte.converters.native import values
 from halfbyte.converters.native.layout import (
     EXTRA,
@@ -73,7 +78,7 @@ def write_native(model: Model, path: Path, options: WriteOptions) -> list[Writte
     specs += [ArraySpec(n, np.dtype(np.uint8), (len(raw),)) for n, raw in texts.items()]
     _require_distinct(specs)
     metadata = _metadata(model, tokenizer_files)
-    placeholder = {spec.name: "0" * _HASH_DIGITS for spec in specs}
+    placeholder = {spec.name: "0" * _HASH_DIGITS for spec in in_file_order(specs)}
     with atomic_file(path) as stream:
         write_safetensors(
             stream,
@@ -144,7 +149,7 @@ def _texts(model: Model) -> tuple[dict[str, bytes], list[str]]:
     if model.tokenizer is not None:
         _check_vocabulary(model)
         source = model.tokenizer.source
-        shared = [name for name, raw in source.items() if files.get(name) == raw]
+        shared = sorted(name for name, raw in source.items() if files.get(name) == raw)
         own = {name: raw for name, raw in source.items() if name not in shared}
         texts[TOKENIZER] = replace(model.tokenizer, source=own).to_json().encode("utf-8")
     texts.update({FILES + name: raw for name, raw in files.items()})
