@@ -30,7 +30,10 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """A weight that a config asks for: Hugging Face name, identity, shape [out, in]."""
+    """A weight that a config asks for or allows: identity, shape [out, in], Hugging Face name.
+
+    The name is empty where Hugging Face has none under this config.
+    """
 
     name: str
     key: WeightKey
@@ -82,7 +85,7 @@ class Architecture(ABC):
 
     def hugging_face_names(self, config: Mapping[str, Any]) -> dict[str, WeightKey]:
         """Return the identity of every weight by full Hugging Face name."""
-        return {spec.name: spec.key for spec in self.weight_specs(config)}
+        return {spec.name: spec.key for spec in self.weight_specs(config) if spec.name}
 
     def primary_names(self, name: str) -> Iterator[str]:
         """Yield the spellings under which a name of a checkpoint may stand in our table."""

@@ -11,6 +11,7 @@ from halfbyte.errors import FormatError, UnsupportedError
 WHERE = "model config"
 MAX_DIMENSION = 2**31 - 1
 MAX_LAYERS = 4096
+MAX_HEADS = 1 << 16
 
 
 def reject(key: str, found: object, required: str) -> NoReturn:
@@ -63,10 +64,10 @@ class ConfigReader:
         name, found = self._find(names)
         return as_integer(name, default if found is None else found, low, high)
 
-    def optional_integer(self, *names: str) -> int | None:
-        """Return the first of `names` that is set, as a positive integer, or None."""
-        name, found = self._find(names)
-        return None if found is None else as_integer(name, found)
+    def optional_integer(self, name: str, high: int = MAX_DIMENSION) -> int | None:
+        """Return a positive integer, or None where the key is absent or null."""
+        found = self.raw.get(name)
+        return None if found is None else as_integer(name, found, 1, high)
 
     def number(
         self, *names: str, default: float, low: float = 0.0, high: float = math.inf

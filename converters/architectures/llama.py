@@ -17,7 +17,7 @@ from halfbyte.converters.architectures.architecture import (
     WeightSpec,
     require_divisor,
 )
-from halfbyte.converters.architectures.config import MAX_LAYERS, ConfigReader
+from halfbyte.converters.architectures.config import MAX_HEADS, MAX_LAYERS, ConfigReader
 from halfbyte.converters.architectures.layers.attention import Heads, self_attention
 from halfbyte.converters.architectures.layers.builder import LayerBuilder
 from halfbyte.converters.architectures.layers.embedding import embed, output_head, take_positions
@@ -106,12 +106,14 @@ class Llama(Architecture):
             "vocab_size": reader.integer("vocab_size", default=defaults["vocab_size"]),
             "hidden_size": reader.integer("hidden_size", default=4096),
             "num_hidden_layers": reader.integer("num_hidden_layers", default=32, high=MAX_LAYERS),
-            "num_attention_heads": reader.integer("num_attention_heads", default=32),
+            "num_attention_heads": reader.integer(
+                "num_attention_heads", default=32, high=MAX_HEADS
+            ),
         }
         for name in ("intermediate_size", "max_position_embeddings"):
             sizes[name] = reader.integer(name, default=defaults[name])
         heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
-        head_dim = reader.optional_integer("head_dim") or defaults["head_dim"]
+        head_dim = reader.optional_integer("head_dim", MAX_HEADS) or defaults["head_dim"]
         if head_dim is None:
             require_divisor("num_attention_heads", heads, "hidden_size", hidden)
         # absent takes the class default; null means one key-value head for each query head

@@ -46,6 +46,7 @@ _OPTIONAL_NUMBERS = {
     "longrope": ("factor", "attention_factor"),
 }
 _MINIMUM = 1e-6
+_MAXIMUM = 1e18
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def canonical_rope(raw: Mapping[str, Any], max_positions: int, dimensions: int) 
     given = _given_scaling(raw)
     theta = given.pop("rope_theta", None)
     theta = raw.get("rope_theta") if theta is None else theta
-    theta = as_number("rope_theta", DEFAULT_THETA if theta is None else theta, _MINIMUM)
+    theta = as_number("rope_theta", DEFAULT_THETA if theta is None else theta, _MINIMUM, _MAXIMUM)
     partial = given.pop("partial_rotary_factor", raw.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
         raise UnsupportedError(f"partial_rotary_factor {partial!r}", WHERE, ["1.0"])
@@ -118,10 +119,10 @@ def _canonical_scaling(
         if kind == "yarn" and given.get("factor") is None:
             given = {**given, "factor": max_positions / original}
     for name in _NUMBERS[kind]:
-        scaling[name] = as_number(f"rope_scaling.{name}", given.get(name), _MINIMUM)
+        scaling[name] = as_number(f"rope_scaling.{name}", given.get(name), _MINIMUM, _MAXIMUM)
     for name in _OPTIONAL_NUMBERS.get(kind, ()):
         if given.get(name) is not None:
-            scaling[name] = as_number(f"rope_scaling.{name}", given[name])
+            scaling[name] = as_number(f"rope_scaling.{name}", given[name], 0.0, _MAXIMUM)
     _check_scaling(scaling, given, theta, dimensions)
     return scaling
 
@@ -147,7 +148,7 @@ def _check_scaling(
 def _factor_list(key: str, found: object, length: int) -> list[float]:
     if not isinstance(found, list | tuple) or len(found) != length:
         reject(key, found, f"a list of {length} numbers")
-    return [as_number(key, value, _MINIMUM) for value in found]
+    return [as_number(key, value, _MINIMUM, _MAXIMUM) for value in found]
 
 
 def hugging_face_rope(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,9 +32,9 @@ def gated_feed_forward(builder: LayerBuilder, x: Value, kind: str, layer: int) -
     """Return down(activation(gate(x)) * up(x))."""
     stem = f"layers.{layer}.feed_forward"
     gate = builder.linear(x, Role.FEED_FORWARD_GATE, f"{stem}.gate", layer)
-    gate = activation(builder, gate, kind, f"{stem}.activation", layer)
     up = builder.linear(x, Role.FEED_FORWARD_UP, f"{stem}.up", layer)
-    product = builder.op("Mul", gate, up, name=f"{stem}.product", layer=layer)
+    active = activation(builder, gate, kind, f"{stem}.activation", layer)
+    product = builder.op("Mul", active, up, name=f"{stem}.product", layer=layer)
     return builder.linear(product, Role.FEED_FORWARD_DOWN, f"{stem}.down", layer)
 
 
