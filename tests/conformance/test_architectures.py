@@ -1,4 +1,4 @@
-"""Every entry of ARCHITECTURES: config, names, graph, encodings, rotary order, Hugging Face form."""
+"""Every entry of ARCHITECTURES: config, names, graph, encodings, row order, way back."""
 
 from __future__ import annotations
 

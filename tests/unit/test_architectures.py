@@ -136,8 +136,8 @@ def test_missing_weights_are_named() -> None:
         _ = model.graph
     assert str(caught.value) == (
         "random llama: weights model.layers.0.mlp.up_proj.weight, "
-        "model.layers.1.mlp.up_proj.weight, lm_head.weight missing; the file is incomplete or its config (model_type llama) belongs"
-        " to another model"
+        "model.layers.1.mlp.up_proj.weight, lm_head.weight missing; the file is incomplete "
+        "or its config (model_type llama) belongs to another model"
     )
 
 
