@@ -6,6 +6,7 @@ Strings that are not valid UTF-8 keep their bytes as lone surrogates (Python's s
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from halfbyte.converters.gguf.ggml_types import VALUE_DTYPES, ValueType
 
 UINT32_MAX = 2**32 - 1
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 _TYPE_OF_DTYPE = {np.dtype(code): kind for kind, code in VALUE_DTYPES.items()}
 
 
@@ -62,8 +64,15 @@ def _typed_scalar(value: Any) -> MetadataValue | None:
             return MetadataValue(value, ValueType.INT32 if value >= -(2**31) else ValueType.INT64)
         return MetadataValue(value, ValueType.UINT32 if value <= UINT32_MAX else ValueType.UINT64)
     if isinstance(value, float):
-        return MetadataValue(value, ValueType.FLOAT32)
+        return _float_value(value)
     return None
+
+
+def _float_value(value: float) -> MetadataValue:
+    """Return the nearest float32, or a float64 beyond float32's range."""
+    if math.isfinite(value) and abs(value) > FLOAT32_MAX:
+        return MetadataValue(value, ValueType.FLOAT64)
+    return MetadataValue(float(np.float32(value)), ValueType.FLOAT32)
 
 
 def _typed_sequence(values: Sequence[Any]) -> MetadataValue | None:

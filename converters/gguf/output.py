@@ -1,8 +1,8 @@
 """A model as GGUF tensors and metadata.
 
 A model read from GGUF keeps its pairs, tensor names and their order; any other gets what the
-conversion script of llama.cpp writes. Rows of query and key are brought into the architecture's rotary order
-without decoding them.
+conversion script of llama.cpp writes. Rows of query and key are brought into the architecture's
+rotary order without decoding them.
 """
 
 from __future__ import annotations
