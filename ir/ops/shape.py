@@ -74,11 +74,12 @@ def _solved(shape: Shape, others: list[Dim]) -> Dim:
             left.remove(dim)
         else:
             rest.append(dim)
-    total, known = dim_product(left), dim_product(rest)
-    if known == 1 and len(left) == 1:
-        return left[0]
-    if total is None or not known:
+    symbols = [d for d in left if isinstance(d, str)]
+    total, known = dim_product([d for d in left if isinstance(d, int)]), dim_product(rest)
+    if not known or total is None or (symbols and total != known):
         return UNKNOWN
+    if symbols:
+        return symbols[0] if len(symbols) == 1 else UNKNOWN
     return total // known
 
 
@@ -531,7 +532,6 @@ SPECS: tuple[OpSpec, ...] = (
         "start limit delta",
         infer=infer_range,
         evaluate=evaluate_range,
-        attributes={"stash_type": Attribute("int", 1)},
         cases=one("down", np.asarray(5), np.asarray(-3), np.asarray(-2)),
     ),
     moved(
