@@ -33,7 +33,7 @@ def weight_bytes_per_token(graph: Graph) -> int:
     return sum(
         value.constant.nbytes
         for node in graph.nodes
-        if node.op in ("Linear", "LinearGroup", "MatMul", "Gemm")
+        if node.op in ("Linear", "LinearGroup", "LinearSwiGLU", "MatMul", "Gemm")
         for value in node.inputs
         if value is not None and value.constant is not None
     )

@@ -23,7 +23,10 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("Reciprocal", "Cos", "Sin", "Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual"),
         *("And", "Or", "Not", "Where", "Cast"),
     ),
-    "matmul": ("MatMul", "Gemm", "halfbyte.Linear", "halfbyte.LinearGroup"),
+    "matmul": (
+        *("MatMul", "Gemm"),
+        *("halfbyte.Linear", "halfbyte.LinearGroup", "halfbyte.LinearSwiGLU"),
+    ),
     "normalization": (
         *("RMSNormalization", "LayerNormalization"),
         *("halfbyte.AddRMSNormalization", "halfbyte.AddLayerNormalization"),

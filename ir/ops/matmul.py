@@ -12,6 +12,7 @@ import numpy as np
 
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Dim, Node, Value
+from halfbyte.ir.ops.activation import swish
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -163,6 +164,24 @@ def evaluate_linear_group(
     return [linear(inputs[0], inputs[1 + i], biases[i]) for i in range(count)]
 
 
+def infer_linear_swiglu(node: Node) -> list[ValueType]:
+    """Infer: as Linear; both weights have one shape."""
+    data, gate, up = (required_input(node, i) for i in range(3))
+    if gate.shape != up.shape:
+        raise GraphError(node.label, f"gate is {gate.shape}, up is {up.shape}; make them equal")
+    return [_linear_type(node, data, gate, input_at(node, 3))]
+
+
+def evaluate_linear_swiglu(
+    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
+) -> list[Array]:
+    """Return swish(gate(x)) * up(x)."""
+    data, gate, up = inputs[:3]
+    biases = list(inputs[3:]) or [None, None]
+    opened = swish(linear(data, gate, biases[0]))
+    return [np.asarray(opened * linear(data, up, biases[1]))]
+
+
 def linear_cases() -> list[Case]:
     """Return one row, many rows, a bias, long sums."""
     return [
@@ -171,6 +190,17 @@ def linear_cases() -> list[Case]:
         Case("bias", [normal(64, 3, 32), normal(65, 8, 32), normal(66, 8)]),
         Case("long", [normal(67, 9, 1024), normal(68, 33, 1024)]),
         Case("odd", [normal(69, 3, 37), normal(70, 11, 37)]),
+    ]
+
+
+def swiglu_cases() -> list[Case]:
+    """Return one and many rows, with and without biases."""
+    weights = [normal(91, 24, 64), normal(92, 24, 64)]
+    biases = [normal(93, 24), normal(94, 24)]
+    return [
+        Case("row", [normal(95, 1, 1, 64), *weights]),
+        Case("rows", [normal(96, 2, 7, 64), *weights]),
+        Case("bias", [normal(97, 3, 64), *weights, *biases]),
     ]
 
 
@@ -243,5 +273,16 @@ SPECS: tuple[OpSpec, ...] = (
         domain="halfbyte",
         encoded=frozenset(range(1, 9)),
         cases=group_cases,
+    ),
+    OpSpec(
+        "LinearSwiGLU",
+        (1,),
+        ("X", "gate", "up", "gate_bias?", "up_bias?"),
+        ("Y",),
+        infer=infer_linear_swiglu,
+        evaluate=evaluate_linear_swiglu,
+        domain="halfbyte",
+        encoded=frozenset({1, 2}),
+        cases=swiglu_cases,
     ),
 )

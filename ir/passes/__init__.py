@@ -13,6 +13,7 @@ PASSES: dict[str, str] = {
     "constant_folding": "halfbyte.ir.passes.constant_folding",
     "common_subexpressions": "halfbyte.ir.passes.common_subexpressions",
     "fuse_swiglu": "halfbyte.ir.passes.fuse_swiglu",
+    "fuse_linear_swiglu": "halfbyte.ir.passes.fuse_linear_swiglu",
     "fuse_add_norm": "halfbyte.ir.passes.fuse_add_norm",
     "fuse_linears": "halfbyte.ir.passes.fuse_linears",
     "dead_code": "halfbyte.ir.passes.dead_code",

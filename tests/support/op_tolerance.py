@@ -19,6 +19,8 @@ PER_OP = {
     # sums of up to 1024 products in float32; cancellation makes the bound absolute
     "halfbyte.Linear": Tolerance(1e-5, 1e-4),
     "halfbyte.LinearGroup": Tolerance(1e-5, 1e-4),
+    # products of two such sums
+    "halfbyte.LinearSwiGLU": Tolerance(1e-5, 5e-4),
     # product of polynomial exp and a division
     "Swish": Tolerance(2e-6, 1e-6),
     "Gelu": Tolerance(2e-6, 2e-6),
