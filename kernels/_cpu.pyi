@@ -1,0 +1,95 @@
+"""Types of the compiled extension; `cpu.py` is its public face."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+class Weight:
+    def __init__(
+        self,
+        kind: int,
+        data: NDArray[Any],
+        rows: int,
+        columns: int,
+        bits: int,
+        group_size: int,
+        scales: NDArray[Any] | None,
+        scale_type: int,
+        zero_points: NDArray[Any] | None,
+        zero_type: int,
+        g_idx: NDArray[Any] | None,
+    ) -> None: ...
+
+def isa() -> str: ...
+def set_threads(count: int, /) -> None: ...
+def threads() -> int: ...
+def linear(
+    x: NDArray[Any],
+    weights: tuple[Weight, ...],
+    biases: tuple[NDArray[Any] | None, ...],
+    outs: tuple[NDArray[Any] | None, ...],
+    int8: bool,
+    swiglu: bool,
+    /,
+) -> None: ...
+def decode(weight: Weight, start: int, stop: int, out: NDArray[Any], /) -> None: ...
+def gather_rows(weight: Weight, ids: NDArray[Any], out: NDArray[Any], /) -> None: ...
+def encode(
+    kind: int, rows: NDArray[Any], importance: NDArray[Any] | None, out: NDArray[Any]
+) -> None: ...
+def rms_norm(
+    x: NDArray[Any], weight: NDArray[Any], epsilon: float, out: NDArray[Any], /
+) -> None: ...
+def add_rms_norm(
+    x: NDArray[Any],
+    residual: NDArray[Any],
+    weight: NDArray[Any],
+    epsilon: float,
+    total: NDArray[Any],
+    out: NDArray[Any],
+    /,
+) -> None: ...
+def layer_norm(
+    x: NDArray[Any],
+    weight: NDArray[Any],
+    bias: NDArray[Any] | None,
+    epsilon: float,
+    out: NDArray[Any],
+) -> None: ...
+def softmax(x: NDArray[Any], out: NDArray[Any], /) -> None: ...
+def rope(
+    x: NDArray[Any],
+    cos: NDArray[Any],
+    sin: NDArray[Any],
+    heads: int,
+    head_dim: int,
+    interleaved: bool,
+    out: NDArray[Any],
+    /,
+) -> None: ...
+def attention(
+    q: NDArray[Any],
+    key_cache: NDArray[Any],
+    value_cache: NDArray[Any],
+    length: int,
+    scale: float,
+    causal: bool,
+    offset: int,
+    window: int,
+    softcap: float,
+    mask: NDArray[Any] | None,
+    out: NDArray[Any],
+) -> None: ...
+def append_kv(
+    key_cache: NDArray[Any],
+    value_cache: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    position: int,
+    /,
+) -> None: ...
+def silu(x: NDArray[Any], out: NDArray[Any], /) -> None: ...
+def gelu(x: NDArray[Any], out: NDArray[Any], tanh: bool, /) -> None: ...
+def swiglu(gate: NDArray[Any], up: NDArray[Any], out: NDArray[Any], /) -> None: ...
+def add(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any], /) -> None: ...
+def mul(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any], /) -> None: ...

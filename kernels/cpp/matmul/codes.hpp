@@ -1,0 +1,126 @@
+// Code readers for integer dot products: 32 codes, a scale and maybe a minimum per block.
+#pragma once
+
+#include "unpack/rows.hpp"
+
+namespace halfbyte {
+namespace HB_ISA {
+
+// kZero * (sum of the activation codes) is taken off the integer sum; it is exact.
+template <class Block>
+struct BlockCodes {
+    static constexpr bool kSigned = kSignedBytes && Block::kBits == 8;
+    static constexpr int kZero = kSigned ? 0 : Block::kZero;
+    static constexpr bool kHasMinimum = Block::kHasMinimum;
+    const uint8_t* row;
+
+    HB_INLINE BlockCodes() : row(nullptr) {}
+    HB_INLINE BlockCodes(const WeightView& w, int64_t r) : row(w.data + r * w.row_bytes) {}
+    HB_INLINE B32 codes(int64_t b) const {
+        const B32 unsigned_codes = Block::codes(row + b * Block::kBytes);
+        if constexpr (kSigned) return flip_top_bit(unsigned_codes);
+        return unsigned_codes;
+    }
+    HB_INLINE float scale(int64_t b) const { return half_at(row + b * Block::kBytes); }
+    HB_INLINE float minimum(int64_t b) const { return Block::minimum(row + b * Block::kBytes); }
+};
+
+// The zero point becomes a minimum: (code - zero) * scale = code * scale + (-zero * scale).
+template <bool EightBits>
+struct AffineCodes {
+    static constexpr bool kSigned = kSignedBytes && EightBits;
+    static constexpr int kZero = 0;
+    static constexpr bool kHasMinimum = true;
+    const WeightView* w;
+    int64_t row;
+
+    HB_INLINE AffineCodes() : w(nullptr), row(0) {}
+    HB_INLINE AffineCodes(const WeightView& view, int64_t r) : w(&view), row(r) {}
+    HB_INLINE B32 codes(int64_t b) const {
+        const uint8_t* p = w->data + row * w->row_bytes + b * 4 * w->bits;
+        const B32 unsigned_codes = EightBits ? load_bytes(p) : affine_codes(p, w->bits);
+        if constexpr (kSigned) return flip_top_bit(unsigned_codes);
+        return unsigned_codes;
+    }
+    HB_INLINE float scale(int64_t b) const {
+        return AffineRow(*w, row).scale(kStep * b / w->group_size);
+    }
+    HB_INLINE float minimum(int64_t b) const {
+        const AffineRow reader(*w, row);
+        const int64_t group = kStep * b / w->group_size;
+        const float shift = kSigned ? 128.0f : 0.0f;
+        return (shift - reader.zero_point(group)) * reader.scale(group);
+    }
+};
+
+template <class Function>
+HB_INLINE void with_codes(const WeightView& w, Function&& function) {
+    switch (w.kind) {
+        case Kind::Q4_0:
+            return function(Tag<BlockCodes<BlockQ4_0>>());
+        case Kind::Q4_1:
+            return function(Tag<BlockCodes<BlockQ4_1>>());
+        case Kind::Q5_0:
+            return function(Tag<BlockCodes<BlockQ5_0>>());
+        case Kind::Q5_1:
+            return function(Tag<BlockCodes<BlockQ5_1>>());
+        case Kind::Q8_0:
+            return function(Tag<BlockCodes<BlockQ8_0>>());
+        default:
+            if (w.bits == 8) return function(Tag<AffineCodes<true>>());
+            return function(Tag<AffineCodes<false>>());
+    }
+}
+
+// Lane r = integer dot product of block b of rows[r] with 32 activation codes.
+template <class Codes>
+HB_INLINE I row_dots(const Codes* rows, int64_t b, const int8_t* x) {
+#if defined(HB_AVX512)
+    const __m256i x32 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+    const I twice = _mm512_broadcast_i64x4(x32);
+    I t[8];
+    for (int r = 0; r < 8; ++r) {
+        const I pair = _mm512_castsi256_si512(rows[r].codes(b));
+        t[r] = dot4<false>(izero(), _mm512_inserti64x4(pair, rows[r + 8].codes(b), 1), twice);
+    }
+    I u[4], v[2];
+    for (int r = 0; r < 4; ++r) {
+        u[r] = _mm512_add_epi32(_mm512_unpacklo_epi32(t[2 * r], t[2 * r + 1]),
+                                _mm512_unpackhi_epi32(t[2 * r], t[2 * r + 1]));
+    }
+    for (int r = 0; r < 2; ++r) {
+        v[r] = _mm512_add_epi32(_mm512_unpacklo_epi64(u[2 * r], u[2 * r + 1]),
+                                _mm512_unpackhi_epi64(u[2 * r], u[2 * r + 1]));
+    }
+    const I even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+    const I odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    return _mm512_add_epi32(_mm512_permutex2var_epi64(v[0], even, v[1]),
+                            _mm512_permutex2var_epi64(v[0], odd, v[1]));
+#elif defined(HB_X86_BYTES)
+    const I x32 = iload(x);
+    I t[8], u[4], v[2];
+    for (int r = 0; r < 8; ++r) t[r] = dot4<Codes::kSigned>(izero(), rows[r].codes(b), x32);
+    for (int r = 0; r < 4; ++r) {
+        u[r] = _mm256_add_epi32(_mm256_unpacklo_epi32(t[2 * r], t[2 * r + 1]),
+                                _mm256_unpackhi_epi32(t[2 * r], t[2 * r + 1]));
+    }
+    for (int r = 0; r < 2; ++r) {
+        v[r] = _mm256_add_epi32(_mm256_unpacklo_epi64(u[2 * r], u[2 * r + 1]),
+                                _mm256_unpackhi_epi64(u[2 * r], u[2 * r + 1]));
+    }
+    return _mm256_add_epi32(_mm256_permute2x128_si256(v[0], v[1], 0x20),
+                            _mm256_permute2x128_si256(v[0], v[1], 0x31));
+#else
+    I result;
+    for (int r = 0; r < W; ++r) {
+        const B32 codes = rows[r].codes(b);
+        int32_t sum = 0;
+        for (int i = 0; i < kStep; ++i) sum += static_cast<int>(codes.v[i]) * x[i];
+        result.v[r] = sum;
+    }
+    return result;
+#endif
+}
+
+}  // namespace HB_ISA
+}  // namespace halfbyte

@@ -1,0 +1,190 @@
+// y = x W^T with activations rounded to int8 per row and 32 columns, integer dot products and
+// float32 block scales. Lanes are weight rows; each output adds its blocks in order of k.
+#pragma once
+
+#include "matmul/codes.hpp"
+
+namespace halfbyte {
+namespace HB_ISA {
+
+constexpr int kBlockWords = kStep / 4;
+#if defined(HB_AVX512)
+constexpr int kIntRows = 6, kIntVectors = 2;
+#else
+constexpr int kIntRows = 4, kIntVectors = 1;
+#endif
+
+// One row of x to codes; scale = amax / 127, codes round to nearest even.
+static void quantize_row(const float* x, int64_t columns, int8_t* codes, float* scales,
+                         int32_t* sums, float* offsets) {
+    for (int64_t b = 0; b < columns / kStep; ++b, x += kStep, codes += kStep) {
+        F values[kStep / W];
+        F largest = zero();
+        for (int i = 0; i < kStep / W; ++i) {
+            values[i] = load(x + i * W);
+            largest = max(largest, abs(values[i]));
+        }
+        const float scale = hmax(largest) / 127.0f;
+        const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+        int32_t sum = 0;
+        for (int i = 0; i < kStep / W; ++i) {
+            const F scaled = nearest(mul(values[i], set1(inverse)));
+            store_low_bytes(reinterpret_cast<uint8_t*>(codes + i * W),
+                            truncate_int(max(min(scaled, set1(127.0f)), set1(-127.0f))));
+        }
+        for (int i = 0; i < kStep; ++i) sum += codes[i];
+        scales[b] = scale;
+        sums[b] = sum;
+        offsets[b] = scale * static_cast<float>(sum);
+    }
+}
+
+template <class Codes>
+static void int8_gemv(const WeightView& w, int64_t row0, int64_t row1, const LinearJob& job,
+                      int64_t m, float* y) {
+    const int64_t blocks = w.columns / kStep;
+    const int8_t* x = job.codes + m * job.padded;
+    const float* scales = job.code_scales + m * blocks;
+    const float* offsets = job.code_offsets + m * blocks;
+    const int32_t* sums = job.code_sums + m * blocks;
+    for (int64_t r = row0; r < row1; r += W) {
+        Codes rows[W];
+        for (int i = 0; i < W; ++i) rows[i] = Codes(w, r + i < row1 ? r + i : row1 - 1);
+        F acc = zero();
+        for (int64_t b = 0; b < blocks; ++b) {
+            alignas(64) float scale[W], minimum[W];
+            for (int i = 0; i < W; ++i) scale[i] = rows[i].scale(b);
+            I dots = row_dots(rows, b, x + b * kStep);
+            dots = isub(dots, iset1(Codes::kZero * sums[b]));
+            acc = fma(to_float(dots), mul(load(scale), set1(scales[b])), acc);
+            if constexpr (Codes::kHasMinimum) {
+                for (int i = 0; i < W; ++i) minimum[i] = rows[i].minimum(b);
+                acc = fma(load(minimum), set1(offsets[b]), acc);
+            }
+        }
+        store_n(y + r - row0, acc, row1 - r < W ? row1 - r : W);
+    }
+}
+
+// W weight rows, interleaved so that one vector holds 4 codes of each.
+struct IntPanel {
+    uint8_t* codes;  // [group][block][kBlockWords][W][4]
+    float* scales;   // [group][block][W]
+    float* minima;   // the same, if the kind has minima
+};
+
+template <class Codes>
+static void pack_panel(const WeightView& w, int64_t row0, int64_t row1, const IntPanel& panel) {
+    const int64_t blocks = w.columns / kStep, groups = (row1 - row0 + W - 1) / W;
+    for (int64_t g = 0; g < groups; ++g) {
+        for (int i = 0; i < W; ++i) {
+            const int64_t row = row0 + g * W + i;
+            const Codes reader(w, row < row1 ? row : row1 - 1);
+            for (int64_t b = 0; b < blocks; ++b) {
+                const int64_t at = g * blocks + b;
+                uint8_t bytes[kStep];
+                store_bytes(bytes, reader.codes(b));
+                uint8_t* out = panel.codes + at * kStep * W + 4 * i;
+                for (int s = 0; s < kBlockWords; ++s)
+                    std::memcpy(out + s * 4 * W, bytes + 4 * s, 4);
+                panel.scales[at * W + i] = reader.scale(b);
+                if constexpr (Codes::kHasMinimum) panel.minima[at * W + i] = reader.minimum(b);
+            }
+        }
+    }
+}
+
+// Rows m..m+MR of x against NV groups of the panel; `width` outputs are stored.
+template <class Codes, int MR, int NV>
+static void int8_tile(const LinearJob& job, int64_t m, const IntPanel& panel, int64_t group,
+                      int64_t blocks, float* y, int64_t stride, int64_t width) {
+    const int8_t* x = job.codes + m * job.padded;
+    const float* scales = job.code_scales + m * blocks;
+    const float* offsets = job.code_offsets + m * blocks;
+    const int32_t* sums = job.code_sums + m * blocks;
+    F acc[MR][NV];
+    for (int i = 0; i < MR; ++i) {
+        for (int n = 0; n < NV; ++n) acc[i][n] = zero();
+    }
+    for (int64_t b = 0; b < blocks; ++b) {
+        I dots[MR][NV];
+        for (int i = 0; i < MR; ++i) {
+            const I start = iset1(-Codes::kZero * sums[i * blocks + b]);
+            for (int n = 0; n < NV; ++n) dots[i][n] = start;
+        }
+        for (int s = 0; s < kBlockWords; ++s) {
+            I wv[NV];
+            for (int n = 0; n < NV; ++n) {
+                const int64_t at = (group + n) * blocks + b;
+                wv[n] = iload(panel.codes + (at * kBlockWords + s) * 4 * W);
+            }
+            for (int i = 0; i < MR; ++i) {
+                const I xv = broadcast4(x + i * job.padded + b * kStep + 4 * s);
+                for (int n = 0; n < NV; ++n)
+                    dots[i][n] = dot4<Codes::kSigned>(dots[i][n], wv[n], xv);
+            }
+        }
+        for (int n = 0; n < NV; ++n) {
+            const int64_t at = ((group + n) * blocks + b) * W;
+            const F scale = load(panel.scales + at);
+            for (int i = 0; i < MR; ++i) {
+                const F both = mul(scale, set1(scales[i * blocks + b]));
+                acc[i][n] = fma(to_float(dots[i][n]), both, acc[i][n]);
+                if constexpr (Codes::kHasMinimum) {
+                    acc[i][n] =
+                        fma(load(panel.minima + at), set1(offsets[i * blocks + b]), acc[i][n]);
+                }
+            }
+        }
+    }
+    for (int i = 0; i < MR; ++i) {
+        for (int n = 0; n < NV; ++n) {
+            const int64_t count = width - n * W < W ? width - n * W : W;
+            if (count > 0) store_n(y + i * stride + n * W, acc[i][n], count);
+        }
+    }
+}
+
+template <class Codes>
+static void int8_gemm(const WeightView& w, int64_t row0, int64_t row1, const LinearJob& job,
+                      int64_t m0, int64_t m1, float* y, int64_t stride) {
+    const int64_t rows = row1 - row0, blocks = w.columns / kStep;
+    const int64_t held = round_up(rows, W * kIntVectors);
+    const int64_t values = held * w.columns, pairs = held * blocks;
+    auto* memory = static_cast<uint8_t*>(thread_scratch(Scratch::panel, values + 8 * pairs));
+    auto* scales = reinterpret_cast<float*>(memory + values);
+    const IntPanel panel{memory, scales, scales + pairs};
+    pack_panel<Codes>(w, row0, row1, panel);
+    for (int64_t r = 0; r < rows; r += W * kIntVectors) {
+        const int64_t group = r / W, width = rows - r;
+        float* out = y + r;
+        int64_t m = m0;
+        for (; m + kIntRows <= m1; m += kIntRows) {
+            int8_tile<Codes, kIntRows, kIntVectors>(job, m, panel, group, blocks,
+                                                    out + (m - m0) * stride, stride, width);
+        }
+        for (; m + 2 <= m1; m += 2) {
+            int8_tile<Codes, 2, kIntVectors>(job, m, panel, group, blocks, out + (m - m0) * stride,
+                                             stride, width);
+        }
+        for (; m < m1; ++m) {
+            int8_tile<Codes, 1, kIntVectors>(job, m, panel, group, blocks, out + (m - m0) * stride,
+                                             stride, width);
+        }
+    }
+}
+
+static void int8_linear(const LinearJob& job, const WeightView& w, int64_t row0, int64_t row1,
+                        int64_t m0, int64_t m1, float* y, int64_t stride) {
+    with_codes(w, [&](auto tag) {
+        using Codes = typename decltype(tag)::type;
+        if (m1 - m0 == 1) {
+            int8_gemv<Codes>(w, row0, row1, job, m0, y);
+        } else {
+            int8_gemm<Codes>(w, row0, row1, job, m0, m1, y, stride);
+        }
+    });
+}
+
+}  // namespace HB_ISA
+}  // namespace halfbyte

@@ -1,0 +1,16 @@
+#include <nanobind/nanobind.h>
+
+#include "arrays.hpp"
+#include "dispatch.hpp"
+#include "pool.hpp"
+
+NB_MODULE(_cpu, m) {
+    m.def("isa", [] { return halfbyte::kernels().name; });
+    m.def("set_threads", [](int count) {
+        const nanobind::gil_scoped_release release;
+        halfbyte::set_thread_count(count);
+    });
+    m.def("threads", &halfbyte::thread_count);
+    halfbyte::bind_linear(m);
+    halfbyte::bind_nn(m);
+}

@@ -1,0 +1,76 @@
+"""Block layouts of ggml: values, bytes, field offsets and type ids. The one place for these facts.
+
+Runs on its own too: `python layouts.py OUTPUT.hpp` writes the C++ header that the extension is
+built with. Multi-byte fields are little-endian.
+
+    Q4_0  d f16 | qs[16]                       value (q - 8) * d
+    Q4_1  d f16 | m f16 | qs[16]               value q * d + m
+    Q5_0  d f16 | qh[4] | qs[16]               value (q - 16) * d
+    Q5_1  d f16 | m f16 | qh[4] | qs[16]       value q * d + m
+    Q8_0  d f16 | qs[32] int8                  value q * d
+
+qs byte j holds value j in its low nibble and value j + 16 in its high one; bit i of the 32-bit
+word qh is bit 4 of value i.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One block type. `ggml_id` is None for types that ggml does not know; offsets in bytes."""
+
+    name: str
+    ggml_id: int | None
+    values: int
+    bytes: int
+    offsets: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Return the stored bits per value."""
+        return 8 * self.bytes / self.values
+
+
+LAYOUTS: dict[str, Layout] = {
+    "float32": Layout("float32", 0, 1, 4),
+    "float16": Layout("float16", 1, 1, 2),
+    "bfloat16": Layout("bfloat16", 30, 1, 2),
+    "float64": Layout("float64", 28, 1, 8),
+    "float8_e4m3fn": Layout("float8_e4m3fn", None, 1, 1),
+    "float8_e5m2": Layout("float8_e5m2", None, 1, 1),
+    "int8": Layout("int8", 24, 1, 1),
+    "int16": Layout("int16", 25, 1, 2),
+    "int32": Layout("int32", 26, 1, 4),
+    "int64": Layout("int64", 27, 1, 8),
+    "Q4_0": Layout("Q4_0", 2, 32, 18, MappingProxyType({"d": 0, "qs": 2})),
+    "Q4_1": Layout("Q4_1", 3, 32, 20, MappingProxyType({"d": 0, "m": 2, "qs": 4})),
+    "Q5_0": Layout("Q5_0", 6, 32, 22, MappingProxyType({"d": 0, "qh": 2, "qs": 6})),
+    "Q5_1": Layout("Q5_1", 7, 32, 24, MappingProxyType({"d": 0, "m": 2, "qh": 4, "qs": 8})),
+    "Q8_0": Layout("Q8_0", 8, 32, 34, MappingProxyType({"d": 0, "qs": 2})),
+}
+
+
+def cpp_header() -> str:
+    """Return the C++ header text: one struct of constants per block layout."""
+    lines = ["// Generated from kernels/layouts.py.", "#pragma once", "", "namespace halfbyte {"]
+    for layout in LAYOUTS.values():
+        ggml_id = -1 if layout.ggml_id is None else layout.ggml_id
+        constants = {"kGgmlId": ggml_id, "kValues": layout.values, "kBytes": layout.bytes}
+        constants |= {f"kOffset_{name}": offset for name, offset in layout.offsets.items()}
+        lines.append(f"struct Layout_{layout.name} {{")
+        lines += [
+            f"    static constexpr int {name} = {value};" for name, value in constants.items()
+        ]
+        lines.append("};")
+    return "\n".join([*lines, "}  // namespace halfbyte", ""])
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(cpp_header(), encoding="utf-8")
