@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from halfbyte.ir.model import Model
 
 
-def _run_arrays(model: Model, arrays: str, output: str, session: dict[str, Any]) -> dict[str, Any]:
+def _run_arrays(model: Model, arrays: str, output: str, options: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from halfbyte.evaluation_data import read_arrays
     from halfbyte.files import atomic_file
     from halfbyte.pipeline import session as open_session
 
-    results = open_session(model, **session).run(read_arrays(arrays))
+    results = open_session(model, **options).run(read_arrays(arrays))
     if output:
         with atomic_file(output) as stream:
             np.savez(stream, **results)
@@ -81,27 +81,28 @@ def command(
 
     _require_usage(prompt, arrays, output)
     opened = open(model, revision=revision, allow_pickle=allow_pickle)
-    session = {"device": device, "threads": threads}
+    options: dict[str, Any] = {"device": device, "threads": threads}
     if arrays:
-        found = _run_arrays(opened, arrays, output, {"compute": compute or "exact", **session})
+        found = _run_arrays(opened, arrays, output, {"compute": compute or "exact", **options})
         if as_json:
             print_json(found)
         elif not quiet:
             for entry in found["outputs"]:
                 print(f"{entry['name']}  {entry['dtype']}  {entry['shape']}")
         return
+    from halfbyte.pipeline import session as open_session
     from halfbyte.text_generation import TextRequest, generate_text
 
     request = TextRequest(
         str(prompt), raw=raw, system=system, stops=sampling.pop("stops"), **sampling
     )
-    session["compute"] = compute or "int8"
+    running = open_session(opened, compute=compute or "int8", **options)
 
     def show(piece: str) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
 
-    result = generate_text(opened, request, show if not (as_json or quiet) else None, **session)
+    result = generate_text(opened, running, request, None if as_json or quiet else show)
     if as_json:
         print_json(result.to_json())
     elif not quiet:

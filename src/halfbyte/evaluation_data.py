@@ -88,6 +88,15 @@ def _require_same_tokens(reference: Model, candidate: Model, text: str) -> list[
     return found[0]
 
 
+def _beginning(model: Model) -> int | None:
+    """Return the token the vocabulary puts before every text, or None."""
+    from halfbyte.converters.tokenizers.codec import Codec
+
+    assert model.tokenizer is not None
+    added = Codec(model.tokenizer).encode("", add_special=True)
+    return added[0] if added and added[0] == model.tokenizer.special_ids.get("bos") else None
+
+
 def _encoder_batches(reference: Model, candidate: Model, text: str) -> list[dict[str, Any]]:
     lines = [line for line in text.splitlines() if line.strip()][:ENCODER_LINES]
     rows = [_require_same_tokens(reference, candidate, line)[:ENCODER_TOKENS] for line in lines]
@@ -109,9 +118,7 @@ def evaluation_data(reference: Model, candidate: Model, data: str | Path | None)
                 "verify two forms of one model"
             )
         tokens = _require_same_tokens(reference, candidate, read_text(data))
-        tokenizer = reference.tokenizer
-        bos = tokenizer.special_ids.get("bos") if tokenizer and tokenizer.add_bos else None
-        return EvaluationData(tokens=tokens, first_token=bos)
+        return EvaluationData(tokens=tokens, first_token=_beginning(reference))
     if reference.tokenizer is not None:
         text = read_text(data)
         return EvaluationData(batches=_encoder_batches(reference, candidate, text))
