@@ -53,8 +53,8 @@ def computed_part(spec: PartSpec, step: int, function: Callable[[int, int], Arra
 class _Shared:
     """The small parts of the rows computed so far, until every part has been read."""
 
-    def __init__(self, specs: dict[str, PartSpec], large: str, rows: int) -> None:
-        self.specs, self.large, self.rows = specs, large, rows
+    def __init__(self, specs: dict[str, PartSpec], rows: int) -> None:
+        self.specs, self.rows = specs, rows
         self.lock = threading.Lock()
         self._reset()
 
@@ -99,16 +99,17 @@ def computed_parts(
 ) -> dict[str, Part]:
     """Return lazy parts for `specs`.
 
-    small(start, stop) returns every part but the largest for a range of rows; large(start, stop,
-    known) returns the largest part and the small ones, given the small ones ({} if not known yet).
+    small(start, stop) returns every part but the first, which holds the codes, for a range of rows;
+    large(start, stop, known) returns the first part and the small ones, given the small ones
+    ({} where they are not known yet).
     """
     step = row_step(columns, block_rows)
-    main = max(specs, key=lambda name: specs[name].nbytes * specs[name].per_row)
+    main = next(iter(specs))
     rows = specs[main].shape[0]
     if len(specs) == 1:
         whole = computed_part(specs[main], step, lambda a, b: large(a, b, {})[0])
         return {main: whole}
-    shared = _Shared(specs, main, rows)
+    shared = _Shared(specs, rows)
 
     def read_main(start: int, stop: int) -> Array:
         known = shared.lookup(start, stop)

@@ -140,7 +140,7 @@ class Encoding(ABC):
 
     @abstractmethod
     def part_specs(self, rows: int, columns: int) -> dict[str, PartSpec]:
-        """Return the parts that hold rows x columns values, in storage order.
+        """Return the parts that hold rows x columns values, in storage order, codes first.
 
         Raises:
             QuantizationError: rows of this length cannot be encoded.

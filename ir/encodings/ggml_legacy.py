@@ -154,8 +154,8 @@ class LegacyBlock(Encoding):
         _put_half(blocks, at["d"], scale)
         if offset is not None:
             _put_half(blocks, at["m"], offset)
-        _put_codes(blocks, codes.reshape(rows, -1, BLOCK), at)
-        data = blocks.reshape(rows, -1)
+        _put_codes(blocks, codes.reshape(rows, columns // BLOCK, BLOCK), at)
+        data = blocks.reshape(rows, columns // BLOCK * self.block_bytes)
         self.require_finite_scales(data)
         return {"data": data}
 
@@ -166,7 +166,7 @@ class LegacyBlock(Encoding):
             QuantizationError: one is.
         """
         at = LAYOUTS[self.NAME].offsets
-        blocks = data.reshape(data.shape[0], -1, self.block_bytes)
+        blocks = data.reshape(data.shape[0], data.shape[1] // self.block_bytes, self.block_bytes)
         for field, meaning in (("d", "scale"), ("m", "offset")):
             if field in at and not np.isfinite(_half_field(blocks, at[field])).all():
                 raise QuantizationError(UNNAMED, _too_large(self.name, meaning))
@@ -207,7 +207,8 @@ class LegacyBlock(Encoding):
                 weight = _weights(rows, importance)
                 codes, scale, offset = self._weighted(x, weight.reshape(-1, BLOCK).T)
             halves = [None if v is None else v.astype(HALF) for v in (scale, offset)]
-        per_block = [None if v is None else v.reshape(rows.shape[0], -1) for v in halves]
+        shape = (rows.shape[0], rows.shape[1] // BLOCK)
+        per_block = [None if v is None else v.reshape(shape) for v in halves]
         assert per_block[0] is not None
         return self._assemble(codes.T.reshape(rows.shape), per_block[0], per_block[1])
 
@@ -264,6 +265,7 @@ class _Offset(LegacyBlock):
         return scale_min_search(x, weight, (1 << self.BITS) - 1, -0.9, 0.05, 36)
 
 
+@dataclass(frozen=True)
 class Q4_0(_Symmetric):  # noqa: N801
     """4 bits, scale per 32."""
 
@@ -272,6 +274,7 @@ class Q4_0(_Symmetric):  # noqa: N801
     ERROR_BOUND = 1 / 8 + 2**-10  # an opposite extreme is one step beyond the last code
 
 
+@dataclass(frozen=True)
 class Q4_1(_Offset):  # noqa: N801
     """4 bits, scale and offset per 32."""
 
@@ -280,6 +283,7 @@ class Q4_1(_Offset):  # noqa: N801
     ERROR_BOUND = 1 / 15 + 2**-9  # half a step of twice the magnitude, scale and offset rounded
 
 
+@dataclass(frozen=True)
 class Q5_0(_Symmetric):  # noqa: N801
     """5 bits, scale per 32."""
 
@@ -288,6 +292,7 @@ class Q5_0(_Symmetric):  # noqa: N801
     ERROR_BOUND = 1 / 16 + 2**-10
 
 
+@dataclass(frozen=True)
 class Q5_1(_Offset):  # noqa: N801
     """5 bits, scale and offset per 32."""
 
@@ -296,6 +301,7 @@ class Q5_1(_Offset):  # noqa: N801
     ERROR_BOUND = 1 / 31 + 2**-9
 
 
+@dataclass(frozen=True)
 class Q8_0(LegacyBlock):  # noqa: N801
     """8 bits, scale per 32; files may hold code -128, which the encoder never writes."""
 

@@ -85,7 +85,6 @@ def _scales_first(
             else:
                 scales = encoding.fit(rows, importance)
             parts = encoding.pack(Unpacked(encoding.assign(rows, scales), scales))
-            (main,) = parts.keys() - encoding.pack_scales(scales, tensor.columns).keys()
-            return parts.pop(main), parts
+            return parts.pop(next(iter(parts))), parts
 
     return small, large
