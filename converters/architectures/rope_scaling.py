@@ -247,9 +247,11 @@ def _llama3(inverse: Floats, scaling: Mapping[str, Any]) -> Floats:
     factor = np.float32(scaling["factor"])
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     original = np.float32(scaling["original_max_position_embeddings"])
-    wavelength = np.float32(2 * math.pi) / inverse
+    # torch divides a number by a tensor as reciprocal times number; the same roundings here
+    wavelength = (np.float32(1.0) / inverse) * np.float32(2 * math.pi)
     stretched = np.where(wavelength > original / np.float32(low), inverse / factor, inverse)
-    smooth = (original / wavelength - np.float32(low)) / np.float32(high - low)
+    smooth = (np.float32(1.0) / wavelength) * original - np.float32(low)
+    smooth = smooth / np.float32(high - low)
     medium = (1 - smooth) * stretched / factor + smooth * stretched
     is_medium = (wavelength >= original / np.float32(high)) & (
         wavelength <= original / np.float32(low)
@@ -293,10 +295,12 @@ def rope_tensors(config: Mapping[str, Any]) -> dict[WeightKey, Floats]:
 def llama3_divisors(scaling: Mapping[str, Any], theta: float, dimensions: int) -> Floats:
     """Return what llama3 scaling divides each base frequency by: [dimensions / 2] float32."""
     one = np.float32(1.0)
-    wavelength = np.float32(2 * math.pi) / (one / _powers(theta, dimensions))
+    # the roundings of torch, with which llama.cpp's converter computes the same numbers
+    wavelength = (one / (one / _powers(theta, dimensions))) * np.float32(2 * math.pi)
     original, factor = scaling["original_max_position_embeddings"], np.float32(scaling["factor"])
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    smooth = (np.float32(original) / wavelength - np.float32(low)) / np.float32(high - low)
+    smooth = (one / wavelength) * np.float32(original) - np.float32(low)
+    smooth = smooth / np.float32(high - low)
     with np.errstate(divide="ignore"):
         medium = one / ((one - smooth) / factor + smooth)
     medium = np.where(wavelength < np.float32(original / high), one, medium)

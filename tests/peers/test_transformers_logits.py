@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from halfbyte.converters.architectures import get_architecture
+from halfbyte.converters.architectures.rope_scaling import frequencies
 from halfbyte.converters.weight_map import from_canonical, model_in_rotary_order
 from halfbyte.ir.model import Model
 from halfbyte.ir.roles import Role
@@ -142,6 +143,38 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
 
 def by_name(cases: list[Case]) -> Any:
     return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+@pytest.mark.parametrize("theta", [1e4, 5e5, 1e7])
+@pytest.mark.parametrize("size", [64, 80, 128])
+@pytest.mark.parametrize("kind", ["default", "linear", "yarn", "llama3", "longrope"])
+def test_frequencies_are_within_two_units_in_the_last_place(
+    kind: str, size: int, theta: float
+) -> None:
+    settings: dict[str, Any] = {
+        "default": {},
+        "linear": {"factor": 4.0},
+        "yarn": {"factor": 4.0, "original_max_position_embeddings": 32768},
+        "llama3": {
+            "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "longrope": {
+            "short_factor": [1 + 0.01 * i for i in range(size // 2)],
+            "long_factor": [1.0 + i for i in range(size // 2)],
+            "original_max_position_embeddings": 4096,
+        },
+    }[kind]  # fmt: skip
+    raw: dict[str, Any] = {
+        "hidden_size": size, "num_attention_heads": 1, "rope_theta": theta,
+        "max_position_embeddings": 131072, "rope_scaling": {"rope_type": kind, **settings},
+    }  # fmt: skip
+    peer = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(
+        transformers.LlamaConfig(**{**raw, "rope_scaling": dict(raw["rope_scaling"])})
+    )
+    found = frequencies(get_architecture("llama").canonical_config(raw), {})
+    np.testing.assert_array_max_ulp(found.inverse, peer.inv_freq.numpy(), 2)
+    assert found.attention_factor == pytest.approx(peer.attention_scaling, rel=1e-12)
 
 
 @by_name(DECODERS)

@@ -123,6 +123,71 @@ def test_base_frequencies() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+# recorded with LlamaRotaryEmbedding of transformers 5.23: head_dim 16, rope_theta 10000
+RECORDED = [
+    (
+        YARN,
+        [1.0, 0.197642356, 0.0250000004, 0.00790569466, 0.00249999994, 0.000790569466,
+         0.000250000012, 7.90569466e-05],
+        1.138629436111989,
+    ),
+    (
+        {**YARN, "mscale": 0.7, "mscale_all_dim": 0.4, "beta_fast": 4.0, "beta_slow": 0.5,
+         "truncate": False},
+        [1.0, 0.212468684, 0.0256643984, 0.00790569466, 0.00249999994, 0.000790569466,
+         0.000250000012, 7.90569466e-05],
+        1.0394038191422568,
+    ),
+    (
+        {"rope_type": "yarn", "factor": 0.5, "original_max_position_embeddings": 2,
+         "attention_factor": 1.5},
+        [1.0, 0.632455528, 0.200000003, 0.0632455572, 0.0199999996, 0.00632455572, 0.00200000009,
+         0.000632455572],
+        1.5,
+    ),
+    (
+        {**LLAMA3, "factor": 8.0, "original_max_position_embeddings": 32},
+        [1.0, 0.0958399773, 0.0125000002, 0.00395284733, 0.00124999997, 0.000395284733,
+         0.000125000006, 3.95284733e-05],
+        1.0,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("scaling", "inverse", "factor"), RECORDED)
+def test_frequencies_equal_recorded_ones(
+    scaling: dict[str, Any], inverse: list[float], factor: float
+) -> None:
+    found = frequencies(config_of(rope_scaling=scaling), {})
+    np.testing.assert_allclose(found.inverse, np.asarray(inverse, np.float32), rtol=2e-7)
+    assert found.attention_factor == pytest.approx(factor, rel=1e-12)
+
+
+def test_yarn_without_stretch_keeps_the_magnitude() -> None:
+    config = config_of(rope_scaling={**YARN, "factor": 1.0})
+    assert frequencies(config, {}).attention_factor == 1.0
+
+
+def test_longrope_magnitude() -> None:
+    def factor(**changes: Any) -> float:
+        return frequencies(config_of(rope_scaling={**LONGROPE, **changes}), {}).attention_factor
+
+    assert factor() == pytest.approx((1 + np.log(4) / np.log(16)) ** 0.5)
+    assert factor(factor=2.0) == pytest.approx((1 + np.log(2) / np.log(16)) ** 0.5)
+    assert factor(original_max_position_embeddings=64) == 1.0
+    assert factor(attention_factor=1.25) == 1.25
+
+
+@pytest.mark.parametrize("length", [12, 16, 20, 40])
+def test_dynamic_base_grows_beyond_the_trained_length(length: int) -> None:
+    dynamic = {"rope_type": "dynamic", "factor": 3.0}
+    model = random_model("llama", rope_scaling=dynamic, max_position_embeddings=16)
+    base = 10000.0 * (3.0 * max(length, 16) / 16 - 2.0) ** (16 / 14)
+    expected = logits(random_model("llama", rope_theta=base), length)
+    assert np.abs(logits(model, length) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 def test_divisors_equal_llama3_scaling() -> None:
     scaling = {**LLAMA3, "factor": 8.0, "original_max_position_embeddings": 32}
     model = random_model("llama", rope_scaling=scaling)
