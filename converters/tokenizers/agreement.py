@@ -68,17 +68,23 @@ def choose_pre_tokenizer(tokenizer: Tokenizer) -> Agreement:
     reference = Codec(tokenizer)
     plain = [reference.encode(text, add_special=False) for text in SAMPLE]
     names = _names_to_try(tokenizer)
+    codec = Codec(rebuilt(replace(tokenizer, pre=names[0])))
     scores: dict[str, int] = {}
     for name in names:
-        candidate = replace(tokenizer, pre=name)
-        codec = Codec(rebuilt(candidate))
+        if scores:
+            codec.use_pre_tokenizer(name)
         scores[name] = _matches(codec, SAMPLE, plain)
         if scores[name] == len(SAMPLE):
-            rest = [SAMPLE[0], *NOT_NFC, *special_sample(tokenizer)]
-            exact = all(codec.encode(text) == reference.encode(text) for text in rest)
-            return Agreement(candidate, exact=exact, plain_text=True)
+            candidate = replace(tokenizer, pre=name)
+            final = codec if len(scores) == 1 else Codec(rebuilt(candidate))
+            return Agreement(candidate, _same_everywhere(final, reference), plain_text=True)
     best = max(names, key=lambda name: scores[name])
     return Agreement(replace(tokenizer, pre=best), exact=False, plain_text=False)
+
+
+def _same_everywhere(codec: Codec, reference: Codec) -> bool:
+    texts = [SAMPLE[0], *NOT_NFC, *special_sample(reference.tokenizer)]
+    return all(codec.encode(text) == reference.encode(text) for text in texts)
 
 
 def _names_to_try(tokenizer: Tokenizer) -> list[str]:

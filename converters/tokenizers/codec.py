@@ -12,10 +12,12 @@ import json
 import re
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from halfbyte.converters.tokenizers.greedy import GreedyMerger
+from halfbyte.converters.tokenizers.pretokenizers import PRE_TOKENIZERS
 from halfbyte.converters.tokenizers.tokenizer_json import SPACE, build_tokenizer_json
 from halfbyte.errors import FormatError, HalfbyteError
 from halfbyte.ir.tokenizer import Tokenizer, TokenType, byte_value
@@ -56,6 +58,37 @@ def load_backend(text: str, where: str) -> Backend:
     return backend
 
 
+def build_backend(tokenizer: Tokenizer) -> Backend:
+    """Return a `tokenizers` tokenizer for a record's plain fields.
+
+    Raises:
+        FormatError: the record contradicts itself. UnsupportedError: `pre` is not known.
+    """
+    from tokenizers import AddedToken, models
+
+    document = build_tokenizer_json(tokenizer)
+    model = document["model"]
+    if model.pop("type") != "BPE":
+        model["type"] = {"unigram": "Unigram", "wordpiece": "WordPiece"}[tokenizer.kind]
+        return load_backend(json.dumps(document, ensure_ascii=False), "tokenizer")
+    # A document without its vocabulary, then the model as an object: half the time of one big JSON.
+    added = document["added_tokens"]
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    stub = {**document, "model": empty, "added_tokens": [], "post_processor": None}
+    backend = load_backend(json.dumps(stub), "tokenizer")
+    options = {name: value for name, value in model.items() if value is not None}
+    try:
+        backend.model = models.BPE(**options)
+    except Exception as error:
+        raise FormatError("tokenizer", f"the tokenizers library refuses it ({error})") from error
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    backend.add_tokens([AddedToken(t["content"], **{f: t[f] for f in flags}) for t in added])
+    post = load_backend(json.dumps({**stub, "post_processor": document["post_processor"]}), "")
+    if post.post_processor is not None:
+        backend.post_processor = post.post_processor
+    return backend
+
+
 def _from_panic(error: BaseException, where: str) -> BaseException:
     """Return a Rust panic (no Exception in Python's sense) as a FormatError."""
     if type(error).__name__ == "PanicException":
@@ -84,10 +117,19 @@ class Codec:
 
     def _load(self) -> Backend:
         source = self.tokenizer.source.get("tokenizer.json")
-        if source is not None:
-            return load_backend(source.decode("utf-8"), "tokenizer.json")
-        document = build_tokenizer_json(self.tokenizer)
-        return load_backend(json.dumps(document, ensure_ascii=False), "tokenizer")
+        if source is None:
+            return build_backend(self.tokenizer)
+        return load_backend(source.decode("utf-8"), "tokenizer.json")
+
+    def use_pre_tokenizer(self, name: str) -> None:
+        """Split text as another name's pre-tokenizer does, keeping the vocabulary loaded."""
+        backend = self._require_backend()
+        empty = replace(self.tokenizer, tokens=(), token_types=(), merges=(), special_ids={})
+        other = build_backend(replace(empty, pre=name))
+        backend.normalizer = other.normalizer
+        backend.pre_tokenizer = other.pre_tokenizer
+        model: Any = backend.model
+        model.ignore_merges = PRE_TOKENIZERS[name].ignore_merges
 
     @property
     def vocab_size(self) -> int:

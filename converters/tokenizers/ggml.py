@@ -96,12 +96,10 @@ class _Keys:
             return []
         if not isinstance(values, list | tuple | np.ndarray):
             raise self.fail(key, f"is a {type(values).__name__}, a list of texts is required")
-        found = list(values)
-        if any(isinstance(value, bytes) for value in found):
-            found = [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v for v in found]
-        if not all(isinstance(value, str) for value in found):
+        found = [_decoded(value) for value in values] if bytes in set(map(type, values)) else values
+        if not set(map(type, found)) <= {str, np.str_}:
             raise self.fail(key, "holds something that is not text")
-        return [str(value) for value in found]
+        return list(map(str, found)) if isinstance(found, np.ndarray) else list(found)
 
     def numbers(self, key: str, kinds: str, count: int | None = None) -> np.ndarray[Any, Any] | None:
         values = self.get(key)
@@ -118,6 +116,10 @@ class _Keys:
         if count is not None and len(array) != count:
             raise self.fail(key, f"has {len(array)} entries, the vocabulary {count} tokens")
         return array
+
+
+def _decoded(value: Any) -> Any:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -174,17 +176,18 @@ def _merges(keys: _Keys, tokens: list[str], kind: str) -> tuple[tuple[str, str],
         return ()
     if keys.get(key) is None:
         raise FormatError("GGUF metadata", f"{key} is missing, a BPE tokenizer needs it")
-    vocabulary = set(tokens)
-    pairs = []
-    for number, merge in enumerate(keys.texts(key)):
-        cut = merge.find(" ", 1)
-        left, right = merge[:cut], merge[cut + 1 :]
-        if cut < 0 or not right:
-            raise keys.fail(key, f"entry {number} is {merge[:40]!r}, two tokens and a space needed")
-        if left not in vocabulary or right not in vocabulary:
-            missing = right if left in vocabulary else left
-            raise keys.fail(key, f"entry {number} names {missing[:40]!r}, which is no token")
-        pairs.append((left, right))
+    merges = keys.texts(key)
+    cuts = [merge.find(" ", 1) for merge in merges]
+    pairs = [(merge[:cut], merge[cut + 1 :]) for merge, cut in zip(merges, cuts, strict=True)]
+    if -1 in cuts:
+        number = cuts.index(-1)
+        found = merges[number][:40]
+        raise keys.fail(key, f"entry {number} is {found!r}, two tokens and a space are needed")
+    unknown = {part for pair in pairs for part in pair}.difference(tokens)
+    if unknown:
+        number = next(n for n, pair in enumerate(pairs) if unknown.intersection(pair))
+        missing = next(part for part in pairs[number] if part in unknown)
+        raise keys.fail(key, f"entry {number} names {missing[:40]!r}, which is no token")
     return tuple(pairs)
 
 
