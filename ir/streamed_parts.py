@@ -40,6 +40,8 @@ def computed_part(spec: PartSpec, step: int, function: Callable[[int, int], Arra
     """Return a part of which at most `step` rows are computed at a time."""
 
     def read(start: int, stop: int) -> Array:
+        if start >= stop:
+            return np.empty((0, *spec.shape[1:]), spec.dtype)
         if stop - start <= step:
             return function(start, stop)
         out = np.empty((stop - start, *spec.shape[1:]), spec.dtype)

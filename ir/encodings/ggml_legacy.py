@@ -167,7 +167,7 @@ class LegacyBlock(Encoding):
         """
         at = LAYOUTS[self.NAME].offsets
         blocks = data.reshape(data.shape[0], data.shape[1] // self.block_bytes, self.block_bytes)
-        for field, meaning in (("d", "scale"), ("m", "offset")):
+        for field, meaning in (("d", "a scale"), ("m", "an offset")):
             if field in at and not np.isfinite(_half_field(blocks, at[field])).all():
                 raise QuantizationError(UNNAMED, _too_large(self.name, meaning))
 
@@ -319,7 +319,7 @@ class Q8_0(LegacyBlock):  # noqa: N801
 
 def _too_large(name: str, field: str) -> str:
     return (
-        f"a {field} leaves float16's range, {name} stores it as float16; "
+        f"{field} leaves float16's range, {name} stores it as float16; "
         "keep the tensor in bfloat16 or float32"
     )
 

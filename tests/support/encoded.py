@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -49,7 +50,7 @@ def read_in_ranges(tensor: Tensor, *cuts: int) -> dict[str, np.ndarray]:
     """Return the parts of a tensor read in the row ranges between `cuts`."""
     specs = tensor.encoding.part_specs(tensor.rows, tensor.columns)
     edges = [0, *cuts, tensor.rows]
-    pieces = [tensor.read(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [tensor.read(a, b) for a, b in itertools.pairwise(edges)]
     return {
         name: np.concatenate([piece[name] for piece in pieces]) if spec.per_row else pieces[0][name]
         for name, spec in specs.items()
