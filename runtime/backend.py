@@ -20,7 +20,7 @@ from halfbyte.ir.tensor import Tensor
 from halfbyte.runtime.kv_cache import KvCache
 
 Array = NDArray[Any]
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 @dataclass(eq=False)

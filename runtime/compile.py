@@ -186,9 +186,9 @@ class PlanBuilder:
             for slot in bound.outputs:
                 if slot.static:
                     spans[slot] = (place_, place_)
-            for slot in bound.inputs:
-                root = self.roots.get(slot, slot) if slot is not None else None
-                if root is not None and root in spans:
+            for read in filter(None, bound.inputs):
+                root = self.roots.get(read, read)
+                if root in spans:
                     spans[root] = (spans[root][0], place_)
         for result in outputs:
             root = self.roots.get(result, result)
