@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.errors import FormatError
 from halfbyte.ir.encodings.encoding import Array, Encoding
 from halfbyte.ir.roles import Role, WeightKey
 
@@ -74,7 +75,11 @@ class FilePart:
                 self._map.append(np.empty(self.shape, self.dtype))
             else:
                 count = math.prod(self.shape) * self.dtype.itemsize
-                raw = np.memmap(self.path, np.uint8, "r", self.offset, (count,))
+                try:
+                    raw = np.memmap(self.path, np.uint8, "r", self.offset, (count,))
+                except (OSError, ValueError) as error:
+                    rule = f"changed or removed after it was opened ({error}); open it again"
+                    raise FormatError(self.path, rule, self.offset) from error
                 self._map.append(np.asarray(raw).view(self.dtype).reshape(self.shape))
         return self._map[0]
 
