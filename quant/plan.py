@@ -9,7 +9,7 @@ Without a type each weight keeps its encoding if the container holds it, else ta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +115,19 @@ def apply_plan(
     return model.with_weights(weights)
 
 
+def _is_integer(encoding: Encoding) -> bool:
+    return isinstance(encoding, Dense) and not encoding.is_float
+
+
+def _require_decodable(tensor: Tensor) -> None:
+    if not tensor.encoding.can_decode:
+        raise UnsupportedError(
+            f"decoding {tensor.encoding}",
+            f"tensor {tensor.name!r}",
+            advice="its bytes can only be copied to a container that holds them",
+        )
+
+
 def _is_head(tensor: Tensor) -> bool:
     return tensor.role is Role.OUTPUT_HEAD or (
         tensor.role is None and tensor.name in ("output.weight", "lm_head.weight")
@@ -140,29 +153,27 @@ class _Planner:
     decisions: list[Decision] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-    wanted_weights: int = 0
 
     def add(self, tensor: Tensor, override: tuple[str, Encoding] | None) -> None:
         """Decide on one weight."""
         if override is not None:
             decision = self._overridden(tensor, *override)
-        elif self.base is None:
+        elif self.base is None or _is_integer(tensor.encoding):
             decision = self._kept(tensor)
         elif stays_float(tensor):
             decision = self._float(tensor, stays_float(tensor), self.base)
         else:
-            self.wanted_weights += 1
             wanted, reason = self._wanted(tensor, self.base)
             decision = self._settled(tensor, wanted, reason)
         self.decisions.append(decision)
 
     def require_effect(self) -> None:
-        """Check that the container took the type for at least one weight that should have it.
+        """Check that the container took the type for one weight at least, where it refused any.
 
         Raises:
             UnsupportedError: it took it for none.
         """
-        if self.wanted_weights and len(self.refused) == self.wanted_weights:
+        if self.refused and all(decision.target != self.base for decision in self.decisions):
             sample = next(d.tensor for d in self.decisions if d.tensor.name == self.refused[0])
             names = [e.name for e in self.profile.alternatives(sample)]
             raise UnsupportedError(f"type {self.base}", f"format {self.profile.name}", names)
@@ -197,6 +208,7 @@ class _Planner:
             return self._decided(tensor, required, f"{self.profile.name} needs {required}")
         if self.profile.accepts(tensor, tensor.encoding):
             return Decision(tensor, tensor.encoding, Verdict.EXACT, "kept")
+        _require_decodable(tensor)
         held = self.profile.alternatives(tensor)
         reason = f"{self.profile.name} cannot hold {tensor.encoding}"
         for candidate in held:
@@ -220,21 +232,19 @@ class _Planner:
         required = self.profile.required(tensor)
         if required is not None:
             return self._decided(tensor, required, reason)
-        own = tensor.encoding
-        dense_asked = isinstance(base, Dense) and isinstance(own, Dense)
-        if dense_asked and judge(own, base) is not Verdict.REFUSED:
+        if isinstance(base, Dense) and not tensor.encoding.is_quantized:
             return self._settled(tensor, base, f"type {base}")
-        if self.profile.accepts(tensor, own):
-            return Decision(tensor, own, Verdict.EXACT, reason)
-        return self._kept(tensor)
+        kept = self._kept(tensor)
+        return replace(kept, reason=reason) if kept.target == tensor.encoding else kept
 
     def _settled(
         self, tensor: Tensor, wanted: Encoding, reason: str, explicit: bool = False
     ) -> Decision:
         """Decide for `wanted`, or for what can stand in its place."""
+        _require_decodable(tensor)
         if judge(tensor.encoding, wanted) is Verdict.REFUSED:
             if explicit:
-                raise refusal(tensor, wanted)
+                raise refusal(tensor, wanted, lambda e: self.profile.accepts(tensor, e))
             return self._kept(tensor)
         try:
             wanted.part_specs(tensor.rows, tensor.columns)
@@ -253,9 +263,8 @@ class _Planner:
             where = f"tensor {tensor.name!r}"
             raise UnsupportedError(f"{wanted} in {self.profile.name}", where, held)
         self.refused.append(tensor.name)
-        kept = self._kept(tensor)
         reason = f"{self.profile.name} cannot hold {wanted} here"
-        return Decision(tensor, kept.target, kept.verdict, reason)
+        return replace(self._kept(tensor), reason=reason)
 
     def _decided(self, tensor: Tensor, target: Encoding, reason: str) -> Decision:
         """Return the decision after looking at the verdict; floats out of range stay wider."""

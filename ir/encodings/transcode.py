@@ -194,13 +194,12 @@ def _dense_to_dense(source: Dense, target: Dense) -> tuple[Verdict, bool]:
         return Verdict.REFUSED, False
     low, high = _integer_range(source)
     if target.is_float:
-        whole = 1 << (int(float_limits(target.dtype).nmant) + 1)
+        limits = float_limits(target.dtype)
+        whole = min(1 << (int(limits.nmant) + 1), int(limits.max))
         exact = -whole <= low and high <= whole
-        exact = exact and high <= float(float_limits(target.dtype).max)
-        limited = high > float(float_limits(target.dtype).max)
-        return (Verdict.EXACT if exact else Verdict.ROUNDED), limited
-    target_low, target_high = _integer_range(target)
-    exact = target_low <= low and high <= target_high
+    else:
+        target_low, target_high = _integer_range(target)
+        exact = target_low <= low and high <= target_high
     return (Verdict.EXACT if exact else Verdict.REFUSED), False
 
 
