@@ -138,9 +138,9 @@ class LinearWeight:
     """An encoded weight [rows, columns]; keeps references to the given arrays, copies nothing.
 
     kind: one of KINDS. data: the encoded rows, uint8 [rows, row_bytes] (or, for dense kinds, an
-    array of that dtype). Affine also takes bits (1 to 8), group_size, scales [rows, groups]
-    float32, float16 or bfloat16, zero_points [rows, groups] uint8 or one of those floats
-    (2^(bits-1) where absent), and g_idx [columns] int32: the group of each column.
+    array of that dtype). Affine also takes bits (1 to 8), group_size (0: the whole row), scales
+    [rows, groups] float32, float16 or bfloat16, zero_points [rows, groups] uint8 or one of those
+    floats (2^(bits-1) where absent), and g_idx [columns] int32: the group of each column.
     """
 
     __slots__ = ("columns", "kind", "native", "rows")
@@ -174,7 +174,7 @@ class LinearWeight:
             rows,
             columns,
             bits,
-            group_size,
+            group_size or columns,
             None if scales is None else _bytes(scales),
             scale_type,
             None if zero_points is None else _bytes(zero_points),
@@ -381,8 +381,8 @@ def attention(
     [batch, kv_heads, capacity, head_dim]; scale: 1 / sqrt(head_dim) where None. Query i stands at
     position offset + i (length - queries + i where None) and sees itself and earlier positions if
     causal, and only the last `window` of these if window > 0. softcap > 0 bounds the scores to
-    softcap * tanh(score / softcap). mask: [batch, length] bool or uint8, 0 hides a position. A query
-    that sees nothing gives zeros.
+    softcap * tanh(score / softcap). mask: [batch, length] bool or uint8, 0 hides a position. A
+    query that sees nothing gives zeros.
     """
     out = np.empty(q.shape, np.float32) if out is None else out
     scale = float(1.0 / np.sqrt(key_cache.shape[-1])) if scale is None else scale

@@ -75,10 +75,15 @@ struct LinearJob {
     int64_t m_tile = 0;             // rows of x per task
 };
 
+// Whether 32 columns that start at a multiple of 32 share one scale.
+static inline bool groups_are_regular(const WeightView& w) {
+    return w.group_index == nullptr && (w.groups == 1 || w.group_size % kStep == 0);
+}
+
 // Whether an int8 call meets this weight with integer dot products, else in float32.
 static inline bool meets_int8(const WeightView& w) {
     if (w.columns % kStep != 0) return false;
-    if (w.kind == Kind::affine) return w.group_index == nullptr && w.group_size % kStep == 0;
+    if (w.kind == Kind::affine) return groups_are_regular(w);
     return w.kind >= Kind::Q4_0;
 }
 

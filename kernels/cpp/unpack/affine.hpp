@@ -92,9 +92,5 @@ struct AffineAnyRow : AffineRow {
     }
 };
 
-HB_INLINE bool affine_is_regular(const WeightView& w) {
-    return w.group_index == nullptr && w.group_size % kStep == 0;
-}
-
 }  // namespace HB_ISA
 }  // namespace halfbyte

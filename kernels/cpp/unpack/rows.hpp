@@ -110,7 +110,7 @@ HB_INLINE void with_reader(const WeightView& w, Function&& function) {
         case Kind::Q8_0:
             return function(Tag<BlockRow<BlockQ8_0>>());
         case Kind::affine:
-            if (affine_is_regular(w)) return function(Tag<AffineRow>());
+            if (groups_are_regular(w)) return function(Tag<AffineRow>());
             return function(Tag<AffineAnyRow>());
     }
 }
