@@ -20,7 +20,7 @@ LANGUAGE_ROWS = (
 
 def _language_table(report: VerifyReport) -> Table:
     figures = report.figures
-    table = Table(title=f"{report.candidate} against {report.reference}", title_justify="left")
+    table = Table()
     table.add_column("figure")
     table.add_column("measured", justify="right")
     table.add_row("tokens judged", f"{int(figures['tokens']):,}")
@@ -35,7 +35,7 @@ def _language_table(report: VerifyReport) -> Table:
 
 
 def _output_table(report: VerifyReport) -> Table:
-    table = Table(title=f"{report.candidate} against {report.reference}", title_justify="left")
+    table = Table()
     for column in ("output", "cosine", "max abs error", "max rel error"):
         table.add_column(column, justify="left" if column == "output" else "right")
     for entry in report.outputs:
@@ -61,7 +61,8 @@ def _gate_table(report: VerifyReport) -> Table:
 def verify_report(report: VerifyReport) -> RenderableType:
     """Return the tables of a verification."""
     parts: list[RenderableType] = [
-        _output_table(report) if report.outputs else _language_table(report)
+        Text(f"{report.candidate} against {report.reference}", overflow="fold"),
+        _output_table(report) if report.outputs else _language_table(report),
     ]
     if report.gates:
         parts.append(_gate_table(report))
