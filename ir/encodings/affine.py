@@ -46,6 +46,7 @@ from halfbyte.ir.encodings.grid import (
     stored,
     values_of,
 )
+from halfbyte.ir.encodings.kernel_choice import cpu_kernel
 
 ZeroPoint = Literal["none", "uint8", "float"]
 Float = NDArray[np.float32]
@@ -336,6 +337,18 @@ class Affine(Encoding):
 
     def decode(self, parts: Parts, columns: int) -> Float:
         """Return float32 values [rows, columns]."""
+        kernel = cpu_kernel("decode", "affine")
+        if kernel is None:
+            return self.decode_reference(parts, columns)
+        small = {name: np.ascontiguousarray(parts[name]) for name in parts if name != "codes"}
+        data = np.ascontiguousarray(parts["codes"])
+        decoded: Float = kernel(
+            "affine", data, columns, bits=self.bits, group_size=self.group_size, **small
+        )
+        return decoded
+
+    def decode_reference(self, parts: Parts, columns: int) -> Float:
+        """Return the same values as `decode`, by numpy alone."""
         codes = unpack_bits(np.asarray(parts["codes"]), self.bits, columns)
         scales = self.unpack_scales(parts, columns)
         zero = scales.zero_point

@@ -191,7 +191,9 @@ class LegacyBlock(Encoding):
             return self.encode_reference(rows, importance)
         self.part_specs(*rows.shape)
         require_finite(rows)
-        data = kernel(self.name, np.ascontiguousarray(rows), importance)
+        if importance is not None:
+            importance = np.ascontiguousarray(importance, np.float32)
+        data = kernel(self.name, np.ascontiguousarray(rows, np.float32), importance)
         self.require_finite_scales(data)
         return {"data": data}
 

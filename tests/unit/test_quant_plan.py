@@ -332,7 +332,9 @@ def test_what_stays_float(shape, name: str, key: WeightKey | None, reason: str) 
 
 @dataclass(frozen=True)
 class Opaque(Q8_0):
-    NAME = "Q6_K"
+    @property
+    def name(self) -> str:
+        return "Q6_K"
 
     @property
     def can_decode(self) -> bool:
