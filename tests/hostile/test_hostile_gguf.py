@@ -134,7 +134,9 @@ CASES: dict[str, tuple[bytes, str]] = {
     "46 type 4": (tensors(info(b"t", [32], 4)), "has type Q4_2, which ggml removed"),
     "47 type 31": (tensors(info(b"t", [32], 31)), "has type Q4_0_4_4, which ggml removed"),
     "48 type 36": (tensors(info(b"t", [32], 36)), "has type IQ4_NL_4_4, which ggml removed"),
-    "49 overlap": (tensors(info(b"a", [16]), info(b"b", [16], 0, 32), data=96), "'a' and 'b' overlap"),
+    "49 overlap": (
+        tensors(info(b"a", [16]), info(b"b", [16], 0, 32), data=96), "'a' and 'b' overlap"
+    ),
     "50 the same place twice": (
         tensors(info(b"a", [8]), info(b"b", [8], 0, 0)), "'a' and 'b' overlap"
     ),
