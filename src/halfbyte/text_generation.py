@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from halfbyte.converters.tokenizers.chat import apply_chat_template
+from halfbyte.converters.tokenizers import apply_chat_template
 from halfbyte.converters.tokenizers.codec import Codec, StreamDecoder
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluation_data import is_language_model
