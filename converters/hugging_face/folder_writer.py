@@ -214,8 +214,10 @@ def _config(
 def _says_the_same(raw: dict[str, Any], model: Model, architecture: Architecture) -> bool:
     if not raw:
         return False
+    ours = dict(model.config)
+    if "rope_interleaved" in ours:
+        ours["rope_interleaved"] = False
     try:
-        ours = architecture.canonical_config({**model.config, "rope_interleaved": False})
-        return architecture.canonical_config(raw) == ours
+        return architecture.canonical_config(raw) == architecture.canonical_config(ours)
     except (FormatError, UnsupportedError):
         return False

@@ -33,9 +33,15 @@ class NativeFormat:
         return read_native(path)
 
     def profile(self, flavour: str = "") -> Profile:
-        """Return what the container can hold."""
+        """Return what the container can hold.
+
+        Raises:
+            UnsupportedError: a flavour is asked for; there is none.
+        """
+        from halfbyte.converters.native.layout import require_no_flavour
         from halfbyte.converters.native.profile import NativeProfile
 
+        require_no_flavour(flavour)
         return NativeProfile()
 
     def write(self, model: Model, path: Path, options: WriteOptions) -> list[WrittenTensor]:

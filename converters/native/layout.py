@@ -50,6 +50,12 @@ def stored_shape(tensor: Tensor, spec: PartSpec) -> tuple[int, ...]:
     return spec.shape if tensor.encoding.is_quantized else tensor.shape
 
 
+def require_no_flavour(flavour: str) -> None:
+    """Raise UnsupportedError when a flavour is given: .hb has none."""
+    if flavour:
+        raise UnsupportedError(f"flavour {flavour!r}", "--to hb", ["hb without a flavour"])
+
+
 def check_encoding(encoding: Encoding, name: str) -> None:
     """Check for weight `name` that a reader finds the encoding again by its name.
 

@@ -30,6 +30,7 @@ from halfbyte.converters.native.layout import (
     TOKENIZER,
     check_encoding,
     part_name,
+    require_no_flavour,
     stored_shape,
 )
 from halfbyte.errors import UnsupportedError
@@ -70,8 +71,7 @@ def write_native(model: Model, path: Path, options: WriteOptions) -> list[Writte
         UnsupportedError: a name is reserved or taken twice, an encoding or value is unknown.
         FormatError: the tokenizer has more tokens than the model.
     """
-    if options.flavour:
-        raise UnsupportedError(f"flavour {options.flavour!r}", "--to hb", ["hb without a flavour"])
+    require_no_flavour(options.flavour)
     weights = [_weight(tensor) for tensor in model.weights.values()]
     texts, tokenizer_files = _texts(model)
     specs = [spec for weight in weights for spec in weight.arrays.values()]
