@@ -11,10 +11,19 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from halfbyte.errors import GraphError
+from halfbyte.errors import GraphError, HalfbyteError
 from halfbyte.ir.graph import Dim, Graph, Node, Value
 from halfbyte.ir.ops import op_key, op_spec
-from halfbyte.ir.ops.spec import Array, Context, OpSpec, ValueType, adapts, numpy_dtype
+from halfbyte.ir.ops.spec import (
+    Array,
+    Context,
+    OpSpec,
+    ValueType,
+    adapts,
+    known_array,
+    numpy_dtype,
+    required_input,
+)
 from halfbyte.ir.tensor import tensor_from_array
 from halfbyte.runtime.backend import Backend, BoundNode, Slot, Step, WeightStore
 from halfbyte.runtime.kv_cache import KvCache
@@ -102,6 +111,8 @@ class PlanBuilder:
         slots = [None if value is None else self._slot(value) for value in node.inputs]
         shadow = self._shadow(node)
         types = spec.infer(shadow)
+        if node.op == "Gather":
+            check_known_indices(shadow)
         outputs = [
             Slot(value.name, kind.dtype or value.dtype, _static_shape(kind))
             for value, kind in zip(node.outputs, types, strict=False)
@@ -206,6 +217,25 @@ class PlanBuilder:
             step = reference_step(bound)
         plan.steps.append(step)
         plan.labels.append(bound.node.label)
+
+
+def check_known_indices(node: Node) -> None:
+    """Check indices that the input shapes alone decide, such as positions of a long sequence.
+
+    Raises:
+        HalfbyteError: one is outside the table.
+    """
+    table, ids = required_input(node, 0), known_array(required_input(node, 1))
+    axis = node.attributes.get("axis", 0)
+    length = table.shape[axis] if table.shape else None
+    if ids is None or not ids.size or not isinstance(length, int):
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < -length or high >= length:
+        raise HalfbyteError(
+            f"session: index {high if high >= length else low} into {table.name!r} of {length}; "
+            "the input is too long for the model"
+        )
 
 
 def _static_shape(kind: ValueType) -> tuple[int, ...] | None:

@@ -74,6 +74,11 @@ class Session:
         """Return the number of token ids, None for a graph without them."""
         return self._limits.get(TOKEN_IDS)
 
+    @property
+    def fallbacks(self) -> list[str]:
+        """Return the nodes that ran without a kernel of the device in the latest plan."""
+        return list(next(reversed(self._plans.values())).fallbacks) if self._plans else []
+
     def reset(self) -> None:
         """Forget all positions; memory is kept."""
         self.truncate(0)
