@@ -21,8 +21,18 @@ struct BlockCodes {
         if constexpr (kSigned) return flip_top_bit(unsigned_codes);
         return unsigned_codes;
     }
-    HB_INLINE float scale(int64_t b) const { return half_at(row + b * Block::kBytes); }
-    HB_INLINE float minimum(int64_t b) const { return Block::minimum(row + b * Block::kBytes); }
+#if defined(HB_AVX512)
+    HB_INLINE I codes2(const BlockCodes& other, int64_t b) const {
+        return Block::codes2(row + b * Block::kBytes, other.row + b * Block::kBytes);
+    }
+#endif
+    // Scales as stored, and W of them as lanes.
+    using Stored = uint16_t;
+    HB_INLINE Stored scale(int64_t b) const { return load_u16(row + b * Block::kBytes); }
+    HB_INLINE Stored minimum(int64_t b) const {
+        return Block::minimum_bits(row + b * Block::kBytes);
+    }
+    static HB_INLINE F lanes(const Stored* p) { return load_half(p); }
 };
 
 // The zero point becomes a minimum: (code - zero) * scale = code * scale + (-zero * scale).
@@ -42,10 +52,17 @@ struct AffineCodes {
         if constexpr (kSigned) return flip_top_bit(unsigned_codes);
         return unsigned_codes;
     }
-    HB_INLINE float scale(int64_t b) const {
+#if defined(HB_AVX512)
+    HB_INLINE I codes2(const AffineCodes& other, int64_t b) const {
+        return _mm512_inserti64x4(_mm512_castsi256_si512(codes(b)), other.codes(b), 1);
+    }
+#endif
+    using Stored = float;
+    static HB_INLINE F lanes(const Stored* p) { return load(p); }
+    HB_INLINE Stored scale(int64_t b) const {
         return AffineRow(*w, row).scale(kStep * b / w->group_size);
     }
-    HB_INLINE float minimum(int64_t b) const {
+    HB_INLINE Stored minimum(int64_t b) const {
         const AffineRow reader(*w, row);
         const int64_t group = kStep * b / w->group_size;
         const float shift = kSigned ? 128.0f : 0.0f;
@@ -80,8 +97,7 @@ HB_INLINE I row_dots(const Codes* rows, int64_t b, const int8_t* x) {
     const I twice = _mm512_broadcast_i64x4(x32);
     I t[8];
     for (int r = 0; r < 8; ++r) {
-        const I pair = _mm512_castsi256_si512(rows[r].codes(b));
-        t[r] = dot4<false>(izero(), _mm512_inserti64x4(pair, rows[r + 8].codes(b), 1), twice);
+        t[r] = dot4<false>(izero(), rows[r].codes2(rows[r + 8], b), twice);
     }
     I u[4], v[2];
     for (int r = 0; r < 4; ++r) {
@@ -119,6 +135,38 @@ HB_INLINE I row_dots(const Codes* rows, int64_t b, const int8_t* x) {
         result.v[r] = sum;
     }
     return result;
+#endif
+}
+
+// Block b of W rows so that word s of the result holds codes 4 s .. 4 s + 3 of every row in turn.
+template <class Codes>
+HB_INLINE void interleave_codes(const Codes* rows, int64_t b, uint8_t* out) {
+#if defined(HB_AVX512)
+    I t[8], u[8];
+    for (int r = 0; r < 8; ++r) t[r] = rows[r].codes2(rows[r + 8], b);
+    // Transpose 8 rows of 8 words in each half; rows r + 8 ride in the high half.
+    for (int r = 0; r < 4; ++r) {
+        u[2 * r] = _mm512_unpacklo_epi32(t[2 * r], t[2 * r + 1]);
+        u[2 * r + 1] = _mm512_unpackhi_epi32(t[2 * r], t[2 * r + 1]);
+    }
+    for (int r = 0; r < 2; ++r) {
+        t[4 * r] = _mm512_unpacklo_epi64(u[4 * r], u[4 * r + 2]);
+        t[4 * r + 1] = _mm512_unpackhi_epi64(u[4 * r], u[4 * r + 2]);
+        t[4 * r + 2] = _mm512_unpacklo_epi64(u[4 * r + 1], u[4 * r + 3]);
+        t[4 * r + 3] = _mm512_unpackhi_epi64(u[4 * r + 1], u[4 * r + 3]);
+    }
+    const I low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+    const I high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    for (int s = 0; s < 4; ++s) {
+        _mm512_storeu_si512(out + 64 * s, _mm512_permutex2var_epi64(t[s], low, t[s + 4]));
+        _mm512_storeu_si512(out + 64 * (s + 4), _mm512_permutex2var_epi64(t[s], high, t[s + 4]));
+    }
+#else
+    for (int i = 0; i < W; ++i) {
+        uint8_t bytes[kStep];
+        store_bytes(bytes, rows[i].codes(b));
+        for (int s = 0; s < kStep / 4; ++s) std::memcpy(out + (s * W + i) * 4, bytes + 4 * s, 4);
+    }
 #endif
 }
 

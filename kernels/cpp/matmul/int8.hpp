@@ -39,27 +39,42 @@ static void quantize_row(const float* x, int64_t columns, int8_t* codes, float* 
     }
 }
 
+// Block scales of W rows side by side: [block][W].
+template <class Codes>
+HB_INLINE void gather_scales(const Codes* rows, int64_t blocks, typename Codes::Stored* scales,
+                             typename Codes::Stored* minima) {
+    for (int i = 0; i < W; ++i) {
+        const Codes row = rows[i];
+        for (int64_t b = 0; b < blocks; ++b) {
+            scales[b * W + i] = row.scale(b);
+            if constexpr (Codes::kHasMinimum) minima[b * W + i] = row.minimum(b);
+        }
+    }
+}
+
 template <class Codes>
 static void int8_gemv(const WeightView& w, int64_t row0, int64_t row1, const LinearJob& job,
                       int64_t m, float* y) {
+    using Stored = typename Codes::Stored;
     const int64_t blocks = w.columns / kStep;
     const int8_t* x = job.codes + m * job.padded;
     const float* scales = job.code_scales + m * blocks;
     const float* offsets = job.code_offsets + m * blocks;
     const int32_t* sums = job.code_sums + m * blocks;
+    const auto bytes = static_cast<int64_t>(2 * sizeof(Stored) * W) * blocks;
+    auto* row_scales = static_cast<Stored*>(thread_scratch(Scratch::panel, bytes));
+    Stored* row_minima = row_scales + W * blocks;
     for (int64_t r = row0; r < row1; r += W) {
         Codes rows[W];
         for (int i = 0; i < W; ++i) rows[i] = Codes(w, r + i < row1 ? r + i : row1 - 1);
+        gather_scales(rows, blocks, row_scales, row_minima);
         F acc = zero();
         for (int64_t b = 0; b < blocks; ++b) {
-            alignas(64) float scale[W], minimum[W];
-            for (int i = 0; i < W; ++i) scale[i] = rows[i].scale(b);
-            I dots = row_dots(rows, b, x + b * kStep);
-            dots = isub(dots, iset1(Codes::kZero * sums[b]));
-            acc = fma(to_float(dots), mul(load(scale), set1(scales[b])), acc);
+            const I dots = isub(row_dots(rows, b, x + b * kStep), iset1(Codes::kZero * sums[b]));
+            const F scale = mul(Codes::lanes(row_scales + b * W), set1(scales[b]));
+            acc = fma(to_float(dots), scale, acc);
             if constexpr (Codes::kHasMinimum) {
-                for (int i = 0; i < W; ++i) minimum[i] = rows[i].minimum(b);
-                acc = fma(load(minimum), set1(offsets[b]), acc);
+                acc = fma(Codes::lanes(row_minima + b * W), set1(offsets[b]), acc);
             }
         }
         store_n(y + r - row0, acc, row1 - r < W ? row1 - r : W);
@@ -74,21 +89,22 @@ struct IntPanel {
 };
 
 template <class Codes>
-static void pack_panel(const WeightView& w, int64_t row0, int64_t row1, const IntPanel& panel) {
+static void pack_panel(const WeightView& w, int64_t row0, int64_t row1, const IntPanel& panel,
+                       typename Codes::Stored* stored) {
     const int64_t blocks = w.columns / kStep, groups = (row1 - row0 + W - 1) / W;
     for (int64_t g = 0; g < groups; ++g) {
+        Codes rows[W];
         for (int i = 0; i < W; ++i) {
             const int64_t row = row0 + g * W + i;
-            const Codes reader(w, row < row1 ? row : row1 - 1);
-            for (int64_t b = 0; b < blocks; ++b) {
-                const int64_t at = g * blocks + b;
-                uint8_t bytes[kStep];
-                store_bytes(bytes, reader.codes(b));
-                uint8_t* out = panel.codes + at * kStep * W + 4 * i;
-                for (int s = 0; s < kBlockWords; ++s)
-                    std::memcpy(out + s * 4 * W, bytes + 4 * s, 4);
-                panel.scales[at * W + i] = reader.scale(b);
-                if constexpr (Codes::kHasMinimum) panel.minima[at * W + i] = reader.minimum(b);
+            rows[i] = Codes(w, row < row1 ? row : row1 - 1);
+        }
+        gather_scales(rows, blocks, stored, stored + W * blocks);
+        for (int64_t b = 0; b < blocks; ++b) {
+            const int64_t at = g * blocks + b;
+            interleave_codes(rows, b, panel.codes + at * kStep * W);
+            store(panel.scales + at * W, Codes::lanes(stored + b * W));
+            if constexpr (Codes::kHasMinimum) {
+                store(panel.minima + at * W, Codes::lanes(stored + (blocks + b) * W));
             }
         }
     }
@@ -151,10 +167,12 @@ static void int8_gemm(const WeightView& w, int64_t row0, int64_t row1, const Lin
     const int64_t rows = row1 - row0, blocks = w.columns / kStep;
     const int64_t held = round_up(rows, W * kIntVectors);
     const int64_t values = held * w.columns, pairs = held * blocks;
-    auto* memory = static_cast<uint8_t*>(thread_scratch(Scratch::panel, values + 8 * pairs));
+    const int64_t bytes = values + 8 * pairs + 8 * W * blocks;
+    auto* memory = static_cast<uint8_t*>(thread_scratch(Scratch::panel, bytes));
     auto* scales = reinterpret_cast<float*>(memory + values);
     const IntPanel panel{memory, scales, scales + pairs};
-    pack_panel<Codes>(w, row0, row1, panel);
+    auto* stored = reinterpret_cast<typename Codes::Stored*>(panel.minima + pairs);
+    pack_panel<Codes>(w, row0, row1, panel, stored);
     for (int64_t r = 0; r < rows; r += W * kIntVectors) {
         const int64_t group = r / W, width = rows - r;
         float* out = y + r;
