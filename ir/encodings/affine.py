@@ -261,9 +261,7 @@ class Affine(Encoding):
         require_finite(rows)
         step = self.group_size or max(rows.shape[1], 1)
         groups = group_count(rows.shape[1], self.group_size)
-        padded = np.zeros((rows.shape[0], groups * step), np.float32)
-        padded[:, : rows.shape[1]] = rows
-        blocks = padded.reshape(rows.shape[0], groups, step)
+        blocks = _padded(rows, groups * step).reshape(rows.shape[0], groups, step)
         low, high = blocks.min(axis=2, initial=0), blocks.max(axis=2, initial=0)
         order = (np.arange(rows.shape[1]) // step).astype(np.int32) if self.act_order else None
         plain = replace(self._scales(low, high, step), group_of_column=order)
@@ -359,35 +357,42 @@ class Affine(Encoding):
         return values
 
 
+def _padded(rows: Float, columns: int) -> Float:
+    if rows.shape[1] == columns:
+        return rows
+    padded = np.zeros((rows.shape[0], columns), np.float32)
+    padded[:, : rows.shape[1]] = rows
+    return padded
+
+
 def pack_bits(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Return [rows, ceil(columns * bits / 8)]: each row a stream, least significant bits first."""
     rows, columns = codes.shape
     if bits == 8:
         return codes
-    if 8 % bits == 0:
-        per_byte = 8 // bits
-        padded = np.zeros((rows, -(-columns // per_byte) * per_byte), np.uint8)
-        padded[:, :columns] = codes
-        packed: NDArray[np.uint8] = padded[:, ::per_byte].copy()
-        for lane in range(1, per_byte):
-            packed |= padded[:, lane::per_byte] << (lane * bits)
-        return packed
-    expanded = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
-    return np.packbits(expanded.reshape(rows, columns * bits), axis=-1, bitorder="little")
+    padded = np.zeros((rows, -(-columns // 8), 8), np.uint8)
+    padded.reshape(rows, padded.shape[1] * 8)[:, :columns] = codes
+    # Eight codes fill `bits` bytes, the low ones of a little-endian word.
+    words = np.zeros(padded.shape[:2], "<u8")
+    for lane in range(8):
+        words |= padded[..., lane].astype("<u8") << np.uint64(lane * bits)
+    stream = words.view(np.uint8).reshape(padded.shape)[..., :bits]
+    packed: NDArray[np.uint8] = stream.reshape(rows, padded.shape[1] * bits)
+    return np.ascontiguousarray(packed[:, : -(-columns * bits // 8)])
 
 
 def unpack_bits(packed: NDArray[np.uint8], bits: int, columns: int) -> NDArray[np.uint8]:
     """Return codes [rows, columns]; the inverse of `pack_bits`."""
     if bits == 8:
         return packed
-    rows = packed.shape[0]
-    if 8 % bits == 0:
-        per_byte, mask = 8 // bits, np.uint8((1 << bits) - 1)
-        codes: NDArray[np.uint8] = np.empty((rows, packed.shape[1], per_byte), np.uint8)
-        for lane in range(per_byte):
-            codes[..., lane] = (packed >> np.uint8(lane * bits)) & mask
-        flat: NDArray[np.uint8] = codes.reshape(rows, packed.shape[1] * per_byte)
-        return flat[:, :columns]
-    stream = np.unpackbits(packed, axis=-1, count=columns * bits, bitorder="little")
-    lanes = stream.reshape(rows, columns, bits)
-    return np.packbits(lanes, axis=-1, bitorder="little").reshape(rows, columns)
+    rows, eights = packed.shape[0], -(-columns // 8)
+    stream = np.zeros((rows, eights * bits), np.uint8)
+    stream[:, : packed.shape[1]] = packed
+    padded = np.zeros((rows, eights, 8), np.uint8)
+    padded[..., :bits] = stream.reshape(rows, eights, bits)
+    words = padded.view("<u8")[..., 0]
+    codes = np.empty((rows, eights, 8), np.uint8)
+    for lane in range(8):
+        codes[..., lane] = (words >> np.uint64(lane * bits)) & np.uint64((1 << bits) - 1)
+    flat: NDArray[np.uint8] = codes.reshape(rows, eights * 8)
+    return flat[:, :columns]

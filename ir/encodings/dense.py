@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from halfbyte.errors import QuantizationError, UnsupportedError
 from halfbyte.ir.encodings.encoding import Array, Encoding, Parts, PartSpec, Scales, Unpacked
 from halfbyte.ir.encodings.grid import UNNAMED
+from halfbyte.ir.encodings.kernel_choice import cpu_kernel
 
 # ml_dtypes.finfo knows numpy's types as well; it has no annotations.
 float_limits: Any = ml_dtypes.finfo
@@ -145,8 +146,13 @@ class Dense(Encoding):
         """
         if rows.dtype == self.dtype:
             return {"data": rows}
-        self.require_range(rows)
+        finite = self.require_range(rows)
         if self.is_float:
+            kernel = cpu_kernel("encode", self.dtype_name)
+            # NaN payloads differ between numpy and the kernel; all else is the same.
+            if kernel is not None and finite and rows.dtype == np.float32:
+                data = kernel(self.dtype_name, np.ascontiguousarray(rows))
+                return {"data": data.view(self.dtype).reshape(rows.shape)}
             return {"data": _nearest(rows, self.dtype)}
         whole = rows if rows.dtype.kind in "iub" else np.rint(rows.astype(np.float64))
         return {"data": whole.astype(self.dtype)}
@@ -155,17 +161,17 @@ class Dense(Encoding):
         """Return the stored values, without a copy."""
         return np.asarray(parts["data"])
 
-    def require_range(self, rows: Array) -> None:
-        """Check that no finite weight overflows, and that integers get finite numbers.
+    def require_range(self, rows: Array) -> bool:
+        """Return whether all weights are finite; check that no finite one overflows.
 
         Raises:
-            QuantizationError: one does.
+            QuantizationError: one does, or an integer type is to take what is not finite.
         """
         if not self.is_float:
             self._require_integer_range(rows)
-            return
+            return True
         with np.errstate(over="ignore"):
-            largest = _largest_magnitude(rows)
+            largest, finite = _largest_magnitude(rows)
             overflow = not np.isfinite(largest.astype(self.dtype).astype(np.float32))
         if overflow:
             raise QuantizationError(
@@ -174,8 +180,9 @@ class Dense(Encoding):
                 f"(+-{float(float_limits(self.dtype).max):.6g}); "
                 "keep a wider type for it, for example bfloat16 or float32",
             )
-        if self.dtype_name == "float8_e4m3fn" and np.isinf(rows).any():
+        if not finite and self.dtype_name == "float8_e4m3fn" and np.isinf(rows).any():
             raise QuantizationError(UNNAMED, f"holds infinite weights, which {self.name} has not")
+        return finite
 
     def _require_integer_range(self, rows: Array) -> None:
         if not rows.size:
@@ -205,15 +212,19 @@ def _nearest(rows: Array, dtype: np.dtype[Any]) -> Array:
     return single.astype(dtype)
 
 
-def _largest_magnitude(rows: Array) -> Array:
-    """Return the largest finite |value|, 0-d, in the rows' dtype (float64 for integers)."""
+def _largest_magnitude(rows: Array) -> tuple[Array, bool]:
+    """Return the largest finite |value|, 0-d, in the rows' dtype, and whether all are finite.
+
+    Integers give float64.
+    """
     if rows.dtype.kind in "iub":
         extremes = [abs(float(rows.min())), abs(float(rows.max()))] if rows.size else [0.0]
-        return np.asarray(max(extremes))
+        return np.asarray(max(extremes)), True
     word = np.dtype(f"u{rows.dtype.itemsize}")
     bits = np.ascontiguousarray(rows).view(word) & word.type(np.iinfo(word).max >> 1)
     limit = np.asarray(float_limits(rows.dtype).max, rows.dtype).view(word)
     top = bits.max(initial=0)
-    if top > limit:
+    finite = bool(top <= limit)
+    if not finite:
         top = bits[bits <= limit].max(initial=0)
-    return np.asarray(top, word).view(rows.dtype)
+    return np.asarray(top, word).view(rows.dtype), finite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -46,20 +47,33 @@ def nearest_codes(
 
     Where the scale is 0 every code decodes alike; the code of value 0 is taken.
     """
-    columns = rows.shape[1]
-    scale = spread(scales.scale, scales, columns)
+    grouped, per_group = _by_group(rows, scales)
+    scale = per_group(scales.scale)
     if scales.offset is not None:
-        rows = rows - spread(scales.offset, scales, columns)
-    steps = np.zeros(rows.shape, np.float32)
-    with np.errstate(over="ignore"):
-        np.divide(rows, scale, out=steps, where=scale != 0)
-    if scales.zero_point is None:
-        steps = np.rint(steps, out=steps)
-    elif scales.zero_point.dtype.kind == "f":
-        steps = np.rint(steps + spread(scales.zero_point, scales, columns))
+        grouped = grouped - per_group(scales.offset)
+    if np.all(scales.scale != 0):
+        with np.errstate(over="ignore"):
+            steps = np.divide(grouped, scale)
     else:
-        steps = np.rint(steps, out=steps) + spread(scales.zero_point, scales, columns)
-    return np.clip(steps, low, high).astype(np.int32)
+        steps = np.zeros(grouped.shape, np.float32)
+        with np.errstate(over="ignore"):
+            np.divide(grouped, scale, out=steps, where=scale != 0)
+    if scales.zero_point is not None and scales.zero_point.dtype.kind == "f":
+        steps += per_group(scales.zero_point)
+    np.rint(steps, out=steps)
+    if scales.zero_point is not None and scales.zero_point.dtype.kind != "f":
+        steps += per_group(scales.zero_point.astype(np.float32))
+    np.clip(steps, np.float32(low), np.float32(high), out=steps)
+    return steps.astype(np.int32).reshape(rows.shape)
+
+
+def _by_group(rows: NDArray[np.float32], scales: Scales) -> tuple[Array, Callable[[Array], Array]]:
+    """Return rows in a shape, and what gives an array [rows, groups] a shape to broadcast to it."""
+    count, columns = rows.shape
+    groups = scales.scale.shape[1]
+    if scales.group_of_column is None and groups * scales.group_size == columns:
+        return rows.reshape(count, groups, scales.group_size), lambda array: array[..., None]
+    return rows, lambda array: spread(array, scales, columns)
 
 
 def regroup(unpacked: Unpacked, group_size: int) -> Unpacked:
