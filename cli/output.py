@@ -33,7 +33,10 @@ def print_table(renderable: RenderableType) -> None:
     """Print tables or text to standard output."""
     from rich.console import Console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    # Names come from files: they are no markup.
+    console = Console(
+        highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 110
+    )
     console.print(renderable)
 
 

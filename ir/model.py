@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from halfbyte.errors import UnsupportedError
 from halfbyte.ir.graph import Graph
 from halfbyte.ir.roles import WeightKey
 from halfbyte.ir.tensor import Tensor
@@ -51,10 +52,18 @@ class Model:
 
     @property
     def graph(self) -> Graph:
-        """Return the graph, built on first use."""
+        """Return the graph, built on first use.
+
+        Raises:
+            UnsupportedError: the architecture is not known.
+        """
         if not self._graph:
             if self.build is None:
-                raise ValueError("this model has no graph builder")
+                raise UnsupportedError(
+                    f"running architecture {self.architecture or 'unknown'!r}",
+                    self.provenance.source or "model",
+                    advice="its weights can be inspected and converted",
+                )
             self._graph.append(self.build(self))
         return self._graph[0]
 
