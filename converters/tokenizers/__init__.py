@@ -47,6 +47,8 @@ def apply_chat_template(
     **variables: Any,
 ) -> str:
     """Return the prompt that a tokenizer's chat template makes of messages."""
-    from halfbyte.converters.tokenizers import chat
+    from halfbyte.converters.tokenizers import chat_template
 
-    return chat.apply_chat_template(tokenizer, messages, add_generation_prompt, tools, **variables)
+    return chat_template.apply_chat_template(
+        tokenizer, messages, add_generation_prompt, tools, **variables
+    )

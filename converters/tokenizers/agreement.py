@@ -1,9 +1,9 @@
 """Choose the pre-tokenizer name for GGUF, and prove it on a sample.
 
-The name picked by the structure of tokenizer.json counts only if a tokenizer rebuilt from the GGUF
-keys alone gives the same ids on a sample in many scripts. Otherwise every known name is tried; where
-none agrees, the name that agrees most is written (llama.cpp refuses unknown names) and the whole
-tokenizer.json travels along.
+The name picked by the structure of tokenizer.json counts only if a tokenizer rebuilt from the
+GGUF keys alone gives the same ids on a sample in many scripts. Otherwise every known name is tried;
+where none agrees, the name that agrees most is written (llama.cpp refuses unknown names) and the
+whole tokenizer.json travels along.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from halfbyte.ir.tokenizer import Tokenizer, TokenType
 SAMPLE = (
     "Hello, world! I'm sure they'll say: DON'T, we've IT'S I'LL he'd 'tis 'S rock 'n' roll.",
     "  two  spaces,   three\ttab\t\ttabs\n\nblank lines\r\n\r\n   \n  indented\n    deeper  ",
-    "def f(x: int) -> float:\n    return x**2 + 3.14e-10  # comment\n\n\nif (a<=b && c!=d) {\n\t}\n",
+    "def f(x: int) -> any:\n    return x**2 + 3.14e-10  # note\n\nif (a<=b && c!=d) {\n\t}\n",
     "0 1 12 123 1234 12345 123456 1234567 3.14159 1,000,000 0x1F 2024-01-31 ½ ² ٣٤٥ १२३ 五六",
     "Größe naïve façade Ångström ŒUVRE Ελληνικά Привет, МИР! İstanbul ǅ ﬁn",
     "你好，世界！今天是2024年。日本語のテキスト、カタカナ。안녕하세요 세계! 한국어 123",
     "مرحبا بالعالم שלום עולם नमस्ते दुनिया สวัสดีชาวโลก ជំរាបសួរ Xin chào, tiếng Việt",
     "🙂🙃 👩‍👩‍👧‍👦 🇩🇪🏳️‍🌈 ❤️ ✈ 👍🏽 (╯°□°)╯︵ ┻━┻ … — „“ «» ·•† €£¥ © ™ ∑∫√≠∞",
-    "null\x00 bell\x07 escape\x1b[0m del\x7f nbsp\u00a0zwsp\u200b bom\ufeff line\u2028 sep\u3000wide",
-    "https://example.org/a_b-c?d=e&f=%20#g user@mail.com C:\\path\\file.txt <tag attr='x'/> $x_1{i}",
-    "camelCase XMLHttpRequest HTTPServer snake_case kebab-case SCREAMING_CASE iPhone15Pro abc123def",
+    "null\x00 bell\x07 escape\x1b[0m del\x7f nbsp\u00a0zwsp\u200b bom\ufeff ls\u2028 id\u3000w",
+    "https://example.com/a-c?d=e&f=%20#g me@mail.com C:\\path\\file.txt <tag attr='x'/> $x_1{i}",
+    "camelCase XMLHttpRequest HTTPServer snake_case kebab-case SCREAMING_CASE iPhone15Pro abc12def",
     "!!! ??? ... ;;; ((([[[{{{ +++ === --- *** ~~~ ^^^ ||| \\\\ // `` @@ ## $$ %% && __ ''' \"\"\"",
     "'s't're've'm'll'd 'Sx x'RE y's5 5's\n's \n\n x\n\n\n  y \n \n\t z",
 )

@@ -39,7 +39,8 @@ def check_charsmap(blob: bytes, where: str = "precompiled_charsmap") -> None:
 def _children_base(units: NDArray[np.int64], nodes: NDArray[np.int64]) -> NDArray[np.int64]:
     unit = units[nodes]
     shift = (unit >> 6) & 8
-    return np.bitwise_xor(nodes, (unit >> 10 & 0x1FFFFF) << shift)
+    found: NDArray[np.int64] = np.bitwise_xor(nodes, (unit >> 10 & 0x1FFFFF) << shift)
+    return found
 
 
 def _walk(units: NDArray[np.int64], replacement_bytes: int, where: str) -> None:

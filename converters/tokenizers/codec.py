@@ -62,31 +62,37 @@ def build_backend(tokenizer: Tokenizer) -> Backend:
     """Return a `tokenizers` tokenizer for a record's plain fields.
 
     Raises:
-        FormatError: the record contradicts itself. UnsupportedError: `pre` is not known.
+        FormatError: the record contradicts itself.
+        UnsupportedError: `pre` is no known pre-tokenizer.
     """
-    from tokenizers import AddedToken, models
+    from tokenizers import AddedToken
 
     document = build_tokenizer_json(tokenizer)
-    model = document["model"]
-    if model.pop("type") != "BPE":
-        model["type"] = {"unigram": "Unigram", "wordpiece": "WordPiece"}[tokenizer.kind]
-        return load_backend(json.dumps(document, ensure_ascii=False), "tokenizer")
-    # A document without its vocabulary, then the model as an object: half the time of one big JSON.
-    added = document["added_tokens"]
+    model = _build_model(document["model"])
+    # The document without its vocabulary, then the model as an object: half the time of one JSON.
     empty = {"type": "BPE", "vocab": {}, "merges": []}
-    stub = {**document, "model": empty, "added_tokens": [], "post_processor": None}
+    stub = {**document, "model": empty, "added_tokens": []}
     backend = load_backend(json.dumps(stub), "tokenizer")
-    options = {name: value for name, value in model.items() if value is not None}
+    backend.model = model
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    added = document["added_tokens"]
+    backend.add_tokens([AddedToken(t["content"], **{f: t[f] for f in flags}) for t in added])
+    return backend
+
+
+def _build_model(fields: dict[str, Any]) -> Any:
+    from tokenizers import models
+
+    options = {name: value for name, value in fields.items() if value is not None}
+    kind = options.pop("type")
     try:
-        backend.model = models.BPE(**options)
+        if kind == "Unigram":
+            options["vocab"] = [tuple(entry) for entry in options["vocab"]]
+        return getattr(models, kind)(**options)
     except Exception as error:
         raise FormatError("tokenizer", f"the tokenizers library refuses it ({error})") from error
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    backend.add_tokens([AddedToken(t["content"], **{f: t[f] for f in flags}) for t in added])
-    post = load_backend(json.dumps({**stub, "post_processor": document["post_processor"]}), "")
-    if post.post_processor is not None:
-        backend.post_processor = post.post_processor
-    return backend
+    except BaseException as error:
+        raise _from_panic(error, "tokenizer") from error
 
 
 def _from_panic(error: BaseException, where: str) -> BaseException:
@@ -204,9 +210,7 @@ class Codec:
     def _pattern_for(self, kinds: Iterable[int]) -> tuple[dict[str, int], re.Pattern[str] | None]:
         record = self.tokenizer
         wanted = set(kinds)
-        found = {
-            record.tokens[i]: i for i, kind in enumerate(record.token_types) if kind in wanted
-        }
+        found = {record.tokens[i]: i for i, kind in enumerate(record.token_types) if kind in wanted}
         if not found:
             return {}, None
         longest_first = sorted(found, key=len, reverse=True)
@@ -227,7 +231,9 @@ class Codec:
 
     def _check_id(self, index: int) -> None:
         if not 0 <= index < len(self.tokenizer):
-            raise HalfbyteError(f"token id {index}: the vocabulary has {len(self.tokenizer)} tokens")
+            raise HalfbyteError(
+                f"token id {index}: the vocabulary has {len(self.tokenizer)} tokens"
+            )
 
     def is_special(self, index: int) -> bool:
         """Return whether a token is a control or unknown token."""
@@ -288,4 +294,3 @@ class StreamDecoder:
     def finish(self) -> str:
         """Return what is left at the end: U+FFFD for an unfinished character."""
         return self._bytes.decode(b"", final=True)
-

@@ -101,7 +101,9 @@ class _Keys:
             raise self.fail(key, "holds something that is not text")
         return list(map(str, found)) if isinstance(found, np.ndarray) else list(found)
 
-    def numbers(self, key: str, kinds: str, count: int | None = None) -> np.ndarray[Any, Any] | None:
+    def numbers(
+        self, key: str, kinds: str, count: int | None = None
+    ) -> np.ndarray[Any, Any] | None:
         values = self.get(key)
         if values is None:
             return None

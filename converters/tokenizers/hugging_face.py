@@ -1,8 +1,8 @@
 """Read a tokenizer from Hugging Face files.
 
-In order of preference: tokenizer.json; a SentencePiece model; vocab.json with merges.txt; vocab.txt.
-Around them tokenizer_config.json, special_tokens_map.json, added_tokens.json, chat templates and
-the ids in generation_config.json and config.json.
+In order of preference: tokenizer.json; a SentencePiece model; vocab.json with merges.txt;
+vocab.txt. Around them tokenizer_config.json, special_tokens_map.json, added_tokens.json, chat
+templates and the ids in generation_config.json and config.json.
 """
 
 from __future__ import annotations
@@ -162,11 +162,11 @@ def _added(
     entries = document.get("added_tokens") or []
     found: dict[int, tuple[str, bool]] = {}
     for entry in entries if isinstance(entries, list) else [None]:
-        text = entry.get("content") if isinstance(entry, dict) else None
-        index = entry.get("id") if isinstance(entry, dict) else None
+        fields = entry if isinstance(entry, dict) else {}
+        text, index = fields.get("content"), fields.get("id")
         if not isinstance(text, str) or type(index) is not int or index < 0:
             raise FormatError(where, f"added token {str(entry)[:80]} has no content and id")
-        found[tokens.get(text, index)] = (text, bool(entry.get("special")))
+        found[tokens.get(text, index)] = (text, bool(fields.get("special")))
     return found
 
 

@@ -27,9 +27,8 @@ _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+SUFFIX|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*SUFFIX"
-)
+_LEAD = r"[^\r\n\p{L}\p{N}]?"
+_CASED = f"{_LEAD}{_UPPER}*{_LOWER}+SUFFIX|{_LEAD}{_UPPER}+{_LOWER}*SUFFIX"
 _SLASH_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _HAN = r"&&[^\p{Han}]"
 
@@ -51,11 +50,10 @@ _DEEPSEEK_WORDS = (
 _DEEPSEEK_CJK = "[一-龥぀-ゟ゠-ヿ]+"
 _CJK_HANGUL = "[一-龥ࠀ-一가-퟿]+"
 _NUMBER_GROUPS = r"\d{1,3}(?=(?:\d{3})*\b)"
-_AFMOE_SCRIPTS = (
-    "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+"
-)
+_AFMOE_SCRIPTS = "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+"
 _YOUTU_SCRIPTS = "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+"
 _WIDE_SPACES = "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
+_WIDE_SPACES += r"|\s{1,2}(?!\S)|\s{1}"
 _BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 
 _PLAIN_BYTES: Step = ("bytes", False)
@@ -108,7 +106,7 @@ CHAINS: dict[str, Chain] = {
     ),
     "tiny-aya": _splits(_NUMBER_GROUPS, GPT4O_REGEX),
     "kimi-k2": _splits(rf"[\p{{Han}}]+|{_KIMI_CASED}|\p{{N}}{{1,3}}|{_REST}"),
-    "jais-2": _splits(LLAMA3_REGEX.replace(r"\s+(?!\S)|\s+", rf"{_WIDE_SPACES}|\s{{1,2}}(?!\S)|\s{{1}}")),
+    "jais-2": _splits(LLAMA3_REGEX.replace(r"\s+(?!\S)|\s+", _WIDE_SPACES)),
     "bloom": _splits(_BLOOM),
     "viking": _splits(_BLOOM, r"\p{N}"),
     "superbpe": _splits(r"\p{N}+", r"(?=(\d{3})+(?!\d))"),
@@ -192,27 +190,52 @@ def _rows() -> dict[str, PreTokenizer]:
     ]
     rows += [
         PreTokenizer(name, "llama3", ignore_merges=True, add_bos=True)
-        for name in (
-            "llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano"
-        ).split()
+        for name in [
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+            "jina-v5-nano",
+        ]
     ]
     rows.append(PreTokenizer("glm5", "llama3", ignore_merges=True))
     rows += [PreTokenizer(name, "llama3") for name in ("smaug-bpe", "chatglm-bpe")]
     rows += [
         PreTokenizer(name, "qwen2", nfc=True)
-        for name in "deepseek-r1-qwen kormo f2llmv2 stablelm2 megrez hunyuan solar-open".split()
+        for name in [
+            "deepseek-r1-qwen",
+            "kormo",
+            "f2llmv2",
+            "stablelm2",
+            "megrez",
+            "hunyuan",
+            "solar-open",
+        ]
     ]
     rows += [
         PreTokenizer(name, "gpt2")
-        for name in (
-            "phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum jais exaone4 "
-            "trillion granite-docling"
-        ).split()
+        for name in [
+            "phi-2",
+            "jina-es",
+            "jina-de",
+            "gigachat",
+            "jina-v2-es",
+            "jina-v2-de",
+            "a.x-4.0",
+            "mellum",
+            "jais",
+            "exaone4",
+            "trillion",
+            "granite-docling",
+        ]
     ]
     rows += [PreTokenizer(n, "gpt2", add_sep=True) for n in ("jina-v1-en", "jina-v2-code")]
     rows += [
         PreTokenizer(name, "digits-gpt2")
-        for name in "refact codeshell exaone minerva-7b mellum2".split()
+        for name in ["refact", "codeshell", "exaone", "minerva-7b", "mellum2"]
     ]
     rows += [PreTokenizer(n, "deepseek-v3") for n in ("deepseek-v3", "hy_v4", "joyai-llm")]
     rows += [PreTokenizer(n, "gpt-4o") for n in ("kanana2", "talkie", "minimax-m2")]
@@ -221,10 +244,20 @@ def _rows() -> dict[str, PreTokenizer]:
     rows += [PreTokenizer(n, "tiny-aya") for n in ("tiny_aya", "cohere2moe")]
     rows += [
         PreTokenizer(name, name)
-        for name in (
-            "deepseek-llm deepseek-coder falcon viking kimi-k2 jais-2 superbpe seed-coder ufakzeka "
-            "laguna exaone-moe afmoe"
-        ).split()
+        for name in [
+            "deepseek-llm",
+            "deepseek-coder",
+            "falcon",
+            "viking",
+            "kimi-k2",
+            "jais-2",
+            "superbpe",
+            "seed-coder",
+            "ufakzeka",
+            "laguna",
+            "exaone-moe",
+            "afmoe",
+        ]
     ]
     rows += [
         PreTokenizer("qwen35", "qwen35"),

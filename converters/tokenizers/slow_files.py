@@ -1,4 +1,4 @@
-"""Read the older Hugging Face tokenizer files: SentencePiece, vocab.json + merges.txt, vocab.txt."""
+"""Read older tokenizer files: SentencePiece models, vocab.json + merges.txt, vocab.txt."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def added_tokens(files: Mapping[str, bytes]) -> dict[int, tuple[str, bool]]:
     entries = json_file(files, "tokenizer_config.json").get("added_tokens_decoder")
     for key, entry in (entries if isinstance(entries, dict) else {}).items():
         where = "tokenizer_config.json"
-        text = entry.get("content") if isinstance(entry, dict) else None
-        if not isinstance(text, str) or not key.isdecimal() or not key.isascii():
+        content = entry.get("content") if isinstance(entry, dict) else None
+        if not isinstance(content, str) or not key.isdecimal() or not key.isascii():
             raise FormatError(where, f"added token {key!r} has no content or no id")
-        special = bool(entry.get("special")) or looks_special(text)
-        found[_checked(int(key), where)] = (text, special)
+        special = bool(entry.get("special")) or looks_special(content)
+        found[_checked(int(key), where)] = (content, special)
     return found
 
 
@@ -175,5 +175,3 @@ def _from_vocab_txt(files: Mapping[str, bytes]) -> Tokenizer:
         lowercase=lowercase,
         strip_accents=config.get("strip_accents"),
     )
-
-

@@ -220,10 +220,7 @@ def _unigram(tokenizer: Tokenizer) -> dict[str, Any]:
         charsmap = base64.b64encode(tokenizer.precompiled_charsmap).decode("ascii")
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
     if tokenizer.remove_extra_whitespaces:
-        steps += [
-            {"type": "Strip", "strip_left": True, "strip_right": True},
-            _replace({"Regex": " {2,}"}, " "),
-        ]
+        steps += [_replace({"Regex": r"\A +| +\z"}, ""), _replace({"Regex": " {2,}"}, " ")]
     prefix = tokenizer.add_space_prefix is not False
     inner = any(SPACE in token[1:] for token in tokenizer.tokens)
     metaspace = {

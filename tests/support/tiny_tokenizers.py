@@ -21,7 +21,7 @@ from halfbyte.converters.tokenizers.agreement import SAMPLE
 
 SPACE = "\u2581"
 TEXTS = [
-    *SAMPLE,
+    *(text for text in SAMPLE if "\0" not in text),
     "The quick brown fox jumps over the lazy dog. It was the best of times, the worst of times.",
     "Der schnelle braune Fuchs springt über den faulen Hund. Zwölf Boxkämpfer jagen Viktor.",
     "El veloz murciélago hindú comía feliz cardillo y kiwi. La cigüeña tocaba el saxofón.",
@@ -151,7 +151,7 @@ def unigram_json() -> str:
     """Return a T5-style Unigram tokenizer.json."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Strip(), normalizers.Replace(regex(" {2,}"), " ")]
+        [normalizers.Replace(regex(r"\A +| +\z"), ""), normalizers.Replace(regex(" {2,}"), " ")]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
@@ -165,7 +165,10 @@ def unigram_json() -> str:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
-    return str(tokenizer.to_str())
+    document = json.loads(tokenizer.to_str())
+    for entry in document["model"]["vocab"]:
+        entry[1] = struct.unpack("<f", struct.pack("<f", entry[1]))[0]
+    return json.dumps(document)
 
 
 def regex(pattern: str) -> Any:

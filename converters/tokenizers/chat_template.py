@@ -106,7 +106,7 @@ class _Metered(NodeTransformer):
         node.body.insert(0, nodes.Output([step], lineno=node.lineno))
         return node
 
-    visit_For = visit_Macro = visit_CallBlock = _meter
+    visit_For = visit_Macro = visit_CallBlock = _meter  # noqa: N815
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -155,7 +155,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             part.set_environment(self)
         return metered
 
-    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:  # type: ignore[override]
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
         """Refuse a walk along Python's own attributes."""
         raise SecurityError(f"access to attribute {attribute!r} of {type(obj).__name__!r}")
 
@@ -183,9 +183,9 @@ def _magnitude(value: Any) -> float:
 
 def _check_product(left: Any, right: Any) -> None:
     for text, count in ((left, right), (right, left)):
-        if isinstance(text, str | bytes | list | tuple) and isinstance(count, int):
-            if len(text) * count > MAX_LENGTH:
-                raise SecurityError(f"a repetition longer than {MAX_LENGTH}")
+        repeats = isinstance(text, str | bytes | list | tuple) and isinstance(count, int)
+        if repeats and len(text) * count > MAX_LENGTH:
+            raise SecurityError(f"a repetition longer than {MAX_LENGTH}")
     if _magnitude(left) * _magnitude(right) > 1e300:
         raise SecurityError("a product of large numbers")
 
