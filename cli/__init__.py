@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 # name: (module, line in `halfbyte --help`)
@@ -22,4 +23,7 @@ def main() -> None:
     """Run the command line and exit with its code."""
     from halfbyte.cli.group import run
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # names and texts may not fit the terminal
     sys.exit(run(sys.argv[1:]))
