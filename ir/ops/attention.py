@@ -12,6 +12,7 @@ from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Node
 from halfbyte.ir.ops.activation import softmax
 from halfbyte.ir.ops.spec import (
+    UNKNOWN,
     Array,
     Attribute,
     Case,
@@ -73,8 +74,8 @@ def evaluate_rotary(
 
 
 def infer_attention(node: Node) -> list[ValueType]:
-    """Infer: like the query; keys and values agree with the head counts."""
-    query, key = required_input(node, 0), required_input(node, 1)
+    """Infer: like the query, with the size of a value head; widths agree with the head counts."""
+    query, key, mixed = (required_input(node, i) for i in range(3))
     heads, groups = node.attributes.get("num_heads"), node.attributes.get("num_kv_heads")
     if not heads or not groups or heads % groups:
         raise GraphError(
@@ -83,13 +84,17 @@ def infer_attention(node: Node) -> list[ValueType]:
     for name in ("key_state", "value_state"):
         if bool(node.attributes.get(name)) != bool(node.attributes.get("key_state")):
             raise GraphError(node.label, "key_state and value_state go together; give both")
-    for value, count in ((query, heads), (key, groups)):
+    for value, count in ((query, heads), (key, groups), (mixed, groups)):
         if value.shape is None:
             continue
         width = value.shape[-1]
         if len(value.shape) != 3 or (isinstance(width, int) and width % count):
             raise GraphError(node.label, f"shape {list(value.shape)} is no [b, s, {count} * d]")
-    return [ValueType(common_dtype(node, [0, 1, 2]), query.shape)]
+    shape = query.shape
+    if shape is not None and mixed.shape is not None:
+        width = mixed.shape[-1]
+        shape = (*shape[:-1], width // groups * heads if isinstance(width, int) else UNKNOWN)
+    return [ValueType(common_dtype(node, [0, 1, 2]), shape)]
 
 
 def visible(queries: int, positions: int, causal: bool, window: int) -> NDArray[np.bool_]:
