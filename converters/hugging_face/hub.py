@@ -82,6 +82,18 @@ def resolve(source: str, revision: str = "") -> Path:
     return _repository(found)
 
 
+def check_repository(repository: str, revision: str = "") -> HubId:
+    """Return the id of a repository; for a check before work that ends with an upload.
+
+    Raises:
+        HalfbyteError: the text is not ORG/NAME.
+    """
+    found = parse_hub_id(repository, revision)
+    if found is None or found.file:
+        raise HalfbyteError(f"{repository}: not a repository of the hub; write it as ORG/NAME")
+    return found
+
+
 def push(path: str | Path, repository: str, *, revision: str = "", message: str = "") -> str:
     """Upload a folder's content or one file to a repository, made when missing; return its URL.
 
@@ -91,9 +103,7 @@ def push(path: str | Path, repository: str, *, revision: str = "", message: str 
     from huggingface_hub import HfApi
 
     local = Path(path)
-    found = parse_hub_id(repository, revision)
-    if found is None or found.file:
-        raise HalfbyteError(f"{repository}: not a repository of the hub; write it as ORG/NAME")
+    found = check_repository(repository, revision)
     if not local.exists():
         raise HalfbyteError(f"{local}: no such file or folder to upload; check the path")
     _quiet_unless_terminal()

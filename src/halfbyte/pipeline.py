@@ -137,11 +137,20 @@ def _write(
 
     started = time.perf_counter()
     output = Path(destination)
+    if request.push_to_hub:
+        from halfbyte.converters.hugging_face.hub import check_repository
+
+        check_repository(request.push_to_hub)
     with PeakMemory() as memory:
         path = resolve(source)
         _refuse_overwriting(path, output)
         target, flavour = format_for_output(output, request.to)
-        model = detect(path).read(path, request.options)
+        reader = detect(path)
+        if reader.name == "hb":
+            from halfbyte.converters.native.reader import verify_hashes
+
+            verify_hashes(path, request.threads or available_threads())
+        model = reader.read(path, request.options)
         plan = make_plan(
             model,
             target.profile(flavour),
