@@ -19,12 +19,15 @@ from halfbyte.converters.gguf.ggml_types import ValueType
 from halfbyte.converters.gguf.metadata import CONFIG_KEY
 from halfbyte.converters.gguf.metadata_value import MetadataValue, plain, typed
 from halfbyte.converters.gguf.output import guess_file_type
+from halfbyte.converters.tokenizers import from_hugging_face
+from halfbyte.converters.tokenizers.codec import Codec
 from halfbyte.errors import FormatError, UnsupportedError
 from halfbyte.ir.model import Model
 from halfbyte.ir.roles import Role, WeightKey
 from halfbyte.ir.tensor import tensor_from_array
 from support.gguf_models import fitted, gguf_bytes, read, write
 from support.random_models import random_model
+from support.tiny_tokenizers import byte_level_json, files, wordpiece_json
 
 MODELS = [
     ("llama", {}),
@@ -418,3 +421,50 @@ def test_tokenizer_of_an_unknown_kind_is_carried(tmp_path: Path) -> None:
     found = read(path)
     assert found.tokenizer is None
     assert "the tokenizer is carried along unread" in found.warnings[0]
+
+
+TEXT = "The cat's 12 hats, naïve \n\t code: x+=1; 日本"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "document"), [("llama", byte_level_json), ("bert", wordpiece_json)]
+)
+def test_tokenizer_travels_along(tmp_path: Path, model_type: str, document: Any) -> None:
+    tokenizer = from_hugging_face(files(document()))
+    assert tokenizer is not None
+    size = len(tokenizer.tokens) + 8
+    model = replace(random_model(model_type, vocab_size=size), tokenizer=tokenizer)
+    write(model, tmp_path / "m.gguf")
+    back = read(tmp_path / "m.gguf")
+    assert back.warnings == ()
+    assert back.tokenizer is not None
+    assert Codec(back.tokenizer).encode(TEXT) == Codec(tokenizer).encode(TEXT)
+    small = replace(random_model(model_type, vocab_size=40), tokenizer=tokenizer)
+    with pytest.raises(FormatError, match="belongs to another model"):
+        write(small, tmp_path / "n.gguf")
+
+
+def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    pairs = {"model": "gpt2", "pre": "gpt-2", "merges": ["a b"]}
+    pairs["tokens"] = ["a", "b", "ab", *(f"t{i}" for i in range(197))]
+    path = rewritten(tmp_path, **{f"tokenizer__ggml__{k}": v for k, v in pairs.items()})
+    with pytest.raises(FormatError, match="has 200 tokens, the model's vocabulary holds 128"):
+        read(path)
+
+
+def test_tokenizer_that_llama_cpp_cannot_say_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    document = json.loads(byte_level_json())
+    vowels = {"type": "Split", "pattern": {"Regex": "[aeiou]+"}, "behavior": "Isolated"}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    steps = [{**vowels, "invert": False}, {**level, "trim_offsets": True}]
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    tokenizer = from_hugging_face(files(json.dumps(document)))
+    assert tokenizer is not None
+    model = random_model("llama", vocab_size=len(tokenizer.tokens))
+    write(replace(model, tokenizer=tokenizer), tmp_path / "m.gguf")
+    assert "tokenizer.huggingface.json carries the whole tokenizer" in caplog.text
+    back = read(tmp_path / "m.gguf")
+    assert back.tokenizer is not None
+    assert Codec(back.tokenizer).encode(TEXT) == Codec(tokenizer).encode(TEXT)
