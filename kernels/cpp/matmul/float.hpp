@@ -12,13 +12,16 @@ template <class Reader>
 static void float_gemv(const WeightView& w, int64_t row0, int64_t row1, const float* x, float* y) {
     constexpr int N = kTileColumns;
     const int64_t steps = w.columns / kStep, rest = w.columns % kStep;
+    const int64_t ahead = steps ? N * w.row_bytes / steps : 0;  // bytes of N rows per step
     for (int64_t r = row0; r < row1; r += N) {
         const int64_t last = row1 - 1;
         const Reader readers[N] = {Reader(w, r), Reader(w, r + 1 < last ? r + 1 : last),
                                    Reader(w, r + 2 < last ? r + 2 : last),
                                    Reader(w, r + 3 < last ? r + 3 : last)};
         F acc[N] = {zero(), zero(), zero(), zero()};
-        for (int64_t s = 0; s < steps; ++s) {
+        const uint8_t* next = w.data + (r + 2 * N) * w.row_bytes;
+        for (int64_t s = 0; s < steps; ++s, next += ahead) {
+            for (int64_t line = 0; line < ahead; line += 64) prefetch(next + line);
             for (int j = 0; j < N; ++j) {
                 F values[kStep / W];
                 readers[j].step(s, values);

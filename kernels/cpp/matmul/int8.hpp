@@ -64,12 +64,15 @@ static void int8_gemv(const WeightView& w, int64_t row0, int64_t row1, const Lin
     const auto bytes = static_cast<int64_t>(2 * sizeof(Stored) * W) * blocks;
     auto* row_scales = static_cast<Stored*>(thread_scratch(Scratch::panel, bytes));
     Stored* row_minima = row_scales + W * blocks;
+    const int64_t ahead = W * w.row_bytes / blocks;
     for (int64_t r = row0; r < row1; r += W) {
         Codes rows[W];
         for (int i = 0; i < W; ++i) rows[i] = Codes(w, r + i < row1 ? r + i : row1 - 1);
         gather_scales(rows, blocks, row_scales, row_minima);
+        const uint8_t* next = w.data + (r + W) * w.row_bytes;
         F acc = zero();
-        for (int64_t b = 0; b < blocks; ++b) {
+        for (int64_t b = 0; b < blocks; ++b, next += ahead) {
+            for (int64_t line = 0; line < ahead; line += 64) prefetch(next + line);
             const I dots = isub(row_dots(rows, b, x + b * kStep), iset1(Codes::kZero * sums[b]));
             const F scale = mul(Codes::lanes(row_scales + b * W), set1(scales[b]));
             acc = fma(to_float(dots), scale, acc);

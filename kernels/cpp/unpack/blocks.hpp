@@ -6,6 +6,15 @@
 namespace halfbyte {
 namespace HB_ISA {
 
+// Memory beyond the weight may be named too: a prefetch never faults.
+HB_INLINE void prefetch(const uint8_t* p) {
+#if defined(HB_X86_BYTES)
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
+#else
+    static_cast<void>(p);
+#endif
+}
+
 #if defined(HB_X86_BYTES)
 HB_INLINE float half_at(const uint8_t* p) { return _cvtsh_ss(load_u16(p)); }
 
