@@ -175,8 +175,22 @@ class _Planner:
         """
         if self.refused and all(decision.target != self.base for decision in self.decisions):
             sample = next(d.tensor for d in self.decisions if d.tensor.name == self.refused[0])
-            names = [e.name for e in self.profile.alternatives(sample)]
-            raise UnsupportedError(f"type {self.base}", f"format {self.profile.name}", names)
+            raise UnsupportedError(
+                f"type {self.base}", f"format {self.profile.name}", self._nearest(sample)
+            )
+
+    def _nearest(self, tensor: Tensor) -> list[str]:
+        """Return what the container holds, nearest to the asked type first."""
+        base = self.base
+        assert base is not None
+        held = self.profile.alternatives(tensor)
+        held.sort(
+            key=lambda e: (
+                not judge(base, e).is_lossless,
+                abs(e.bits_per_weight - base.bits_per_weight),
+            )
+        )
+        return [encoding.name for encoding in held]
 
     def _overridden(self, tensor: Tensor, pattern: str, wanted: Encoding) -> Decision:
         floats = stays_float(tensor)

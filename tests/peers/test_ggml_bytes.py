@@ -64,6 +64,17 @@ def test_bytes_equal_gguf_py(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["F16", "BF16"])
+def test_half_types_equal_llama_cpp_and_gguf_py(name: str) -> None:
+    quants, kind = gguf_type(name)
+    encoding = encoding_from_name(name)
+    for case, rows in stress_rows(COLUMNS, rows=6):
+        data = encoding.encode(rows)["data"].view(np.uint8)
+        np.testing.assert_array_equal(data, quantize(name, rows, 2 * COLUMNS, None), err_msg=case)
+        theirs = quants.quantize(rows, kind).view(np.uint8)
+        np.testing.assert_array_equal(data, theirs, err_msg=case)
+
+
 @pytest.mark.parametrize("method", ["decode", "decode_reference"])
 @pytest.mark.parametrize("name", LEGACY)
 def test_values_equal_llama_cpp_and_gguf_py(name: str, method: str) -> None:

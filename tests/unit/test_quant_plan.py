@@ -206,6 +206,8 @@ def test_a_type_the_container_never_holds_is_an_error() -> None:
     with pytest.raises(UnsupportedError) as error:
         make_plan(model(), DENSE, "Q4_0")
     assert "format dense: type Q4_0 is not supported; supported: float32" in str(error.value)
+    with pytest.raises(UnsupportedError, match="format blocks: type int8 .*; supported: Q8_0, "):
+        make_plan(model(), BLOCKS, "int8")
 
 
 def test_a_type_the_container_holds_for_some_weights_only() -> None:
