@@ -133,7 +133,9 @@ class LegacyBlock(Encoding):
         """
         scales, columns = unpacked.scales, unpacked.codes.shape[1]
         self.part_specs(unpacked.codes.shape[0], columns)
-        if scales.group_of_column is not None or (scales.group_size != BLOCK and columns > BLOCK):
+        order = scales.group_of_column
+        in_order = order is None or np.array_equal(order, np.arange(columns) // BLOCK)
+        if not in_order or (scales.group_size != BLOCK and columns > BLOCK):
             raise QuantizationError(
                 UNNAMED, f"{self.name} needs groups of {BLOCK} columns in order"
             )

@@ -128,7 +128,8 @@ def refusal(
             encoding.part_specs(tensor.rows, tensor.columns)
         except QuantizationError:
             continue
-        if allowed(encoding):
+        by_data = depends_on_data(tensor.encoding, encoding)
+        if allowed(encoding) and not (by_data and _changes(tensor, encoding)):
             names.append(encoding.name)
     return UnsupportedError(
         f"{tensor.encoding} to {target} without loss",
@@ -136,6 +137,10 @@ def refusal(
         names,
         "or allow it to be quantized again (--requantize)",
     )
+
+
+def _changes(tensor: Tensor, target: Encoding) -> bool:
+    return not judge_tensor(tensor, target).is_lossless
 
 
 def _transcoded_parts(tensor: Tensor, target: Encoding) -> dict[str, Part]:
@@ -232,6 +237,8 @@ def _grid_to_grid(source: Grid, target: Grid) -> tuple[Verdict, bool]:
     verdict, by_data = zero
     if verdict is Verdict.EXACT:
         verdict = groups
+    # Without act-order in the target, g_idx must turn out to count the columns in order.
+    by_data = by_data or (source.act_order and not target.act_order)
     scale, wanted = FLOATS[source.scale_dtype], FLOATS[target.scale_dtype]
     widened = _dense_to_dense(Dense(scale.name), Dense(wanted.name))[0] is Verdict.EXACT
     return verdict, by_data or not widened
@@ -239,8 +246,7 @@ def _grid_to_grid(source: Grid, target: Grid) -> tuple[Verdict, bool]:
 
 def _groups(source: Grid, target: Grid) -> Verdict | None:
     if source.group_size == target.group_size:
-        kept = target.act_order or not source.act_order
-        return Verdict.EXACT if kept else None
+        return Verdict.EXACT
     if source.act_order or not target.group_size or source.group_size % target.group_size:
         return None
     return Verdict.REGROUPED

@@ -100,7 +100,9 @@ VERDICTS = [
     ("int8", "Q8_0", G, False),
     ("int8", "int8-f32", E, False),
     ("int4-g32", "int8-g32", E, False),
-    ("int4-g128-actorder", "int4-g128", Q, False),
+    ("int4-g128-actorder", "int4-g128", E, True),
+    ("int4-g32-actorder", "Q4_0", E, True),
+    ("int4-g128-actorder", "Q4_0", Q, False),
     ("int4-g128-actorder", "int8-g128-actorder", E, False),
     ("int4-g128-actorder", "int4-g64-actorder", Q, False),
     ("int4-g32", "int4-g32-asym", E, False),
@@ -201,6 +203,17 @@ def test_zero_points_that_do_not_survive_are_found() -> None:
     assert judge_tensor(far, target) is Verdict.QUANTIZED
     with pytest.raises(QuantizationError, match=r"its codes span .* the target holds 0\.\.31"):
         transcode(far, target).read()
+
+
+def test_an_order_of_groups_that_is_none_may_go() -> None:
+    tensor = encoded("int4-g32-actorder", 3, 64)
+    target = encoding_from_name("Q4_0")
+    assert judge_tensor(tensor, target) is Verdict.EXACT
+    order = np.repeat(np.asarray([1, 0], np.int32), 32)
+    turned = replace(tensor, parts={**tensor.parts, "g_idx": ArrayPart(order)})
+    assert judge_tensor(turned, target) is Verdict.QUANTIZED
+    assert "Q4_0" not in refusal(turned, target).supported
+    assert "Q4_0" in refusal(tensor, target).supported
 
 
 def test_a_flat_block_has_no_fractional_zero_point() -> None:
