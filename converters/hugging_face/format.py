@@ -13,7 +13,7 @@ class HuggingFaceFormat:
     """Entry `hf` of FORMATS."""
 
     name = "hf"
-    extensions: tuple[str, ...] = (".safetensors",)
+    extensions: tuple[str, ...] = ()
 
     def detect(self, path: Path) -> bool:
         """Whether `path` is a folder with weights or a config, or a safetensors or pickle file."""

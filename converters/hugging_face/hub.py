@@ -22,7 +22,7 @@ from halfbyte.converters.hugging_face.checkpoint import (
     SAFETENSORS_INDEX,
 )
 from halfbyte.converters.hugging_face.directory import TEXT_FILES
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import HalfbyteError, UnsupportedError
 
 Result = TypeVar("Result")
 
@@ -59,10 +59,11 @@ def parse_hub_id(text: str, revision: str = "") -> HubId | None:
     return HubId(f"{organisation}/{name}", file, revision or after)
 
 
-def resolve(source: str, revision: str = "") -> Path:
+def resolve(source: str, revision: str = "", allow_pickle: bool = True) -> Path:
     """Return the local path of a file, folder or hub id; what is not cached is downloaded.
 
-    A path that exists wins over a hub id.
+    A path that exists wins over a hub id. Without `allow_pickle` nothing is downloaded from a
+    repository that holds pickled weights only.
 
     Raises:
         HalfbyteError: nothing is there, access is denied, or the hub cannot be reached and the
@@ -79,7 +80,7 @@ def resolve(source: str, revision: str = "") -> Path:
     _quiet_unless_terminal()
     if found.file:
         return _file(found, found.file)
-    return _repository(found)
+    return _repository(found, allow_pickle)
 
 
 def check_repository(repository: str, revision: str = "") -> HubId:
@@ -143,7 +144,7 @@ def _file(found: HubId, name: str) -> Path:
     return Path(_reported(found, download, "downloaded"))
 
 
-def _repository(found: HubId) -> Path:
+def _repository(found: HubId, allow_pickle: bool) -> Path:
     """Return the local folder of a repository with the files that are needed, or its one file."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -168,6 +169,12 @@ def _repository(found: HubId) -> Path:
             return _file(found, wanted[0])
         if not wanted:
             _refuse_content(found, names)
+        if not allow_pickle and wanted[-1].endswith(".bin"):
+            raise UnsupportedError(
+                "a pickled checkpoint",
+                str(found),
+                advice="give --allow-pickle to read it",
+            )
         patterns = [glob.escape(name) for name in wanted]
 
     def download() -> str:

@@ -78,13 +78,16 @@ class OutputRequest:
     options: ReadOptions = field(default_factory=ReadOptions)
 
 
-def resolve(source: str | Path, revision: str = "") -> Path:
-    """Return the local path of a file, folder or hub id, downloading what is missing."""
+def resolve(source: str | Path, revision: str = "", allow_pickle: bool = True) -> Path:
+    """Return the local path of a file, folder or hub id, downloading what is missing.
+
+    Without `allow_pickle` nothing is downloaded from a repository that holds pickles only.
+    """
     if Path(source).exists():
         return Path(source)
     from halfbyte.converters.hugging_face.hub import resolve as resolve_hub
 
-    return resolve_hub(str(source), revision)
+    return resolve_hub(str(source), revision, allow_pickle)
 
 
 def open(source: str | Path, *, revision: str = "", allow_pickle: bool = False) -> Model:
@@ -93,7 +96,7 @@ def open(source: str | Path, *, revision: str = "", allow_pickle: bool = False) 
     Raises:
         HalfbyteError: nothing is there, or a file breaks a rule of its format.
     """
-    path = resolve(source, revision)
+    path = resolve(source, revision, allow_pickle)
     return detect(path).read(path, ReadOptions(allow_pickle=allow_pickle))
 
 
@@ -219,7 +222,7 @@ def convert(
     request = OutputRequest(
         to, type, overrides, requantize, "rtn", threads, push_to_hub, ReadOptions(allow_pickle)
     )
-    return _write(resolve(source, revision), destination, request, progress)
+    return _write(resolve(source, revision, allow_pickle), destination, request, progress)
 
 
 def quantize(
@@ -247,7 +250,7 @@ def quantize(
     request = OutputRequest(
         to, type, overrides, requantize, method, threads, push_to_hub, ReadOptions(allow_pickle)
     )
-    return _write(resolve(source, revision), destination, request, progress)
+    return _write(resolve(source, revision, allow_pickle), destination, request, progress)
 
 
 def session(
@@ -317,7 +320,7 @@ def inspect(
     """
     from halfbyte.verification.inspection import describe
 
-    path = resolve(source, revision)
+    path = resolve(source, revision, allow_pickle)
     model = detect(path).read(path, ReadOptions(allow_pickle=allow_pickle))
     if verify and model.provenance.format == "hb":
         from halfbyte.converters.native.reader import verify_hashes

@@ -24,11 +24,15 @@ LFS_BYTES = 1000
 
 @dataclass
 class Repository:
-    """Files by name; `refused` is an (HTTP status, X-Error-Code) that answers every request."""
+    """Files by name; `refused` is an (HTTP status, X-Error-Code) that answers every request.
+
+    `refused_files` answers downloads only.
+    """
 
     files: dict[str, bytes] = field(default_factory=dict)
     revisions: tuple[str, ...] = ("main", COMMIT)
     refused: tuple[int, str] | None = None
+    refused_files: tuple[int, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if revision not in repository.revisions:
             self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            return
+        if repository.refused_files is not None:
+            self._error(*repository.refused_files)
             return
         if file not in repository.files:
             self._answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})

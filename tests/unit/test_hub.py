@@ -22,7 +22,7 @@ from halfbyte.converters.hugging_face.hub import (
     resolve,
     wanted_files,
 )
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import HalfbyteError, UnsupportedError
 from support.hub_server import COMMIT, HubServer, Repository, running_hub
 
 # huggingface-hub uploads with an argument that its own HTTP client deprecates
@@ -258,6 +258,20 @@ def test_several_models_in_a_repository(hub: HubServer) -> None:
     hub.repositories["org/none"] = Repository({"model.onnx": b""})
     with pytest.raises(HalfbyteError, match="org/none: no weights there"):
         resolve("org/none")
+
+
+def test_pickles_are_not_fetched_unless_allowed(hub: HubServer) -> None:
+    hub.repositories["org/old"] = Repository({"config.json": b"{}", "pytorch_model.bin": b"x"})
+    with pytest.raises(UnsupportedError, match=r"org/old: a pickled .* give --allow-pickle to read"):
+        resolve("org/old", allow_pickle=False)
+    assert not hub.count("GET", "/resolve/")
+    assert (resolve("org/old") / "pytorch_model.bin").read_bytes() == b"x"
+
+
+def test_gated_files(hub: HubServer, model: Repository) -> None:
+    model.refused_files = (403, "GatedRepo")
+    with pytest.raises(HalfbyteError, match="org/model: the repository is gated; accept its terms"):
+        resolve("org/model")
 
 
 def test_neither_path_nor_hub_id() -> None:
