@@ -262,7 +262,7 @@ def test_several_models_in_a_repository(hub: HubServer) -> None:
 
 def test_pickles_are_not_fetched_unless_allowed(hub: HubServer) -> None:
     hub.repositories["org/old"] = Repository({"config.json": b"{}", "pytorch_model.bin": b"x"})
-    with pytest.raises(UnsupportedError, match=r"org/old: a pickled .* give --allow-pickle to read"):
+    with pytest.raises(UnsupportedError, match=r"org/old: a pickled .* --allow-pickle to read"):
         resolve("org/old", allow_pickle=False)
     assert not hub.count("GET", "/resolve/")
     assert (resolve("org/old") / "pytorch_model.bin").read_bytes() == b"x"
