@@ -18,7 +18,7 @@ import numpy as np
 
 from halfbyte.converters.tokenizers.charsmap import check_charsmap
 from halfbyte.converters.tokenizers.pretokenizers import PRE_TOKENIZERS
-from halfbyte.converters.tokenizers.special_tokens import END_OF_GENERATION, MAX_TEMPLATE_BYTES
+from halfbyte.converters.tokenizers.special_tokens import MAX_TEMPLATE_BYTES, all_stop_ids
 from halfbyte.converters.tokenizers.tokenizer_json import SPACE
 from halfbyte.errors import FormatError, UnsupportedError
 from halfbyte.ir.tokenizer import Tokenizer, TokenType, check_tokenizer
@@ -211,16 +211,10 @@ def _with_ids(tokenizer: Tokenizer, keys: _Keys) -> Tokenizer:
     if "tokenizer.huggingface.json" not in keys.metadata:
         _default_ids(ids, tokenizer)
     stop = [ids[name] for name in ("eos", "eot", "eom") if name in ids]
-    control = (TokenType.CONTROL, TokenType.USER_DEFINED)
-    stop += [
-        index
-        for index, text in enumerate(tokenizer.tokens)
-        if text in END_OF_GENERATION and tokenizer.token_type(index) in control
-    ]
     return replace(
         tokenizer,
         special_ids=ids,
-        stop_ids=tuple(dict.fromkeys(stop)),
+        stop_ids=all_stop_ids(tokenizer, stop),
         warnings=tuple(warnings),
     )
 

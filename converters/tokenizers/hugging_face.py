@@ -17,6 +17,7 @@ from halfbyte.converters.tokenizers.charsmap import check_charsmap
 from halfbyte.converters.tokenizers.pretokenizers import candidates, chain_of
 from halfbyte.converters.tokenizers.slow_files import SENTENCEPIECE_FILES, read_slow
 from halfbyte.converters.tokenizers.special_tokens import (
+    all_stop_ids,
     chat_templates,
     looks_special,
     read_specials,
@@ -63,7 +64,7 @@ def from_hugging_face(files: Mapping[str, bytes]) -> Tokenizer | None:
     tokenizer = replace(
         tokenizer,
         special_ids={**tokenizer.special_ids, **specials.ids},
-        stop_ids=specials.stop_ids or tokenizer.stop_ids,
+        stop_ids=all_stop_ids(tokenizer, specials.stop_ids or tokenizer.stop_ids),
         add_bos=specials.add.get("bos", tokenizer.add_bos),
         add_eos=specials.add.get("eos", tokenizer.add_eos),
         add_sep=specials.add.get("sep", tokenizer.add_sep),

@@ -6,12 +6,13 @@ the GGUF keys come out the same; chat templates follow transformers (a .jinja fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from halfbyte.converters.tokenizers.strict_json import parse_object
 from halfbyte.errors import FormatError
+from halfbyte.ir.tokenizer import Tokenizer, TokenType
 
 NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask", "eot", "eom")
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -60,6 +61,17 @@ def looks_special(token: str) -> bool:
         return True
     pairs = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
     return any(token.startswith(start) and token.endswith(end) for start, end in pairs)
+
+
+def all_stop_ids(tokenizer: Tokenizer, named: Iterable[int]) -> tuple[int, ...]:
+    """Return the ids that end a generation: those named, then those known by their text."""
+    control = (TokenType.CONTROL, TokenType.USER_DEFINED)
+    known = [
+        index
+        for index, kind in enumerate(tokenizer.token_types)
+        if kind in control and tokenizer.tokens[index] in END_OF_GENERATION
+    ]
+    return tuple(dict.fromkeys([*named, *known]))
 
 
 def json_file(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
