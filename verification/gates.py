@@ -37,16 +37,24 @@ class Gate:
         }
 
 
-def judge(limits: Mapping[str, float], measured: Mapping[str, float]) -> list[Gate]:
-    """Return one gate per limit.
+def require_figures(limits: Mapping[str, float], *, of_outputs: bool) -> None:
+    """Check before the work that each limit names a figure of this kind of model.
 
     Raises:
-        HalfbyteError: a limit names a figure that this kind of model does not have.
+        HalfbyteError: one does not.
     """
+    known = [
+        name
+        for name, (module, _) in METRICS.items()
+        if module.endswith(".output_error") == of_outputs
+    ]
     for metric in limits:
-        if metric not in measured:
-            known = ", ".join(name for name in METRICS if name in measured)
+        if metric not in known:
             raise HalfbyteError(
-                f"gate {metric}: this kind of model has no such figure; it has {known}"
+                f"gate {metric}: this kind of model has no such figure; it has {', '.join(known)}"
             )
+
+
+def judge(limits: Mapping[str, float], measured: Mapping[str, float]) -> list[Gate]:
+    """Return one gate per limit."""
     return [Gate(metric, limit, measured[metric]) for metric, limit in limits.items()]

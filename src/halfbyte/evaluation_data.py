@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -14,6 +16,11 @@ from numpy.typing import NDArray
 from halfbyte.errors import FormatError, HalfbyteError
 from halfbyte.ir.model import Model
 
+# What numpy and zipfile raise for damaged, encrypted, oversized or foreign files.
+BROKEN_ARCHIVE = (
+    *(ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 ENCODER_LINES = 32
 ENCODER_TOKENS = 128
 
@@ -56,16 +63,16 @@ def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
     Raises:
         FormatError: the file is no .npz or holds Python objects.
     """
+    if not Path(path).is_file():
+        raise HalfbyteError(f"{path}: no such file; check the path")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, AttributeError) as error:
-        if not Path(path).is_file():
-            raise HalfbyteError(f"{path}: no such file; check the path") from None
-        raise FormatError(path, f"is not an .npz of plain arrays ({error})") from None
-    except Exception as error:
-        if type(error).__module__ != "zipfile":
-            raise
+        with Path(path).open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("one array without a name")
+            with archive:
+                return {name: archive[name] for name in archive.files}
+    except BROKEN_ARCHIVE as error:
         raise FormatError(path, f"is not an .npz of plain arrays ({error})") from None
 
 

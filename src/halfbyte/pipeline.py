@@ -284,13 +284,14 @@ def verify(
     """
     from halfbyte.evaluation_data import evaluation_data
     from halfbyte.verification import language_model, outputs
-    from halfbyte.verification.gates import judge
+    from halfbyte.verification.gates import judge, require_figures
     from halfbyte.verification.report import VerifyReport
 
     started = time.perf_counter()
     models = [open(reference), open(candidate)]
     sessions = [session(m, device=device, compute=compute, threads=threads) for m in models]
     inputs = evaluation_data(models[0], models[1], data)
+    require_figures(limits or {}, of_outputs=bool(inputs.batches))
     figures: dict[str, float] = {}
     entries: list[dict[str, Any]] = []
     if inputs.batches:
