@@ -8,6 +8,9 @@ dimensions (1 for vectors and scalars).
 from __future__ import annotations
 
 import math
+import mmap
+import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,6 +62,22 @@ class ArrayPart:
         return self.array if self.array.ndim == 0 else self.array[start:stop]
 
 
+_Identity = tuple[Path, int, int, int]
+_MAPS: weakref.WeakValueDictionary[_Identity, mmap.mmap] = weakref.WeakValueDictionary()
+
+
+def _map_file(path: Path) -> mmap.mmap:
+    """Return the whole file mapped. Parts share the map: a process has only some 65,000 of them."""
+    with path.open("rb") as stream:
+        status = os.fstat(stream.fileno())
+        identity = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+        found = _MAPS.get(identity)
+        if found is None:
+            found = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            _MAPS[identity] = found
+        return found
+
+
 @dataclass(frozen=True)
 class FilePart:
     """A part inside a file, mapped on first use. The reader has checked that it lies inside."""
@@ -76,11 +95,11 @@ class FilePart:
             else:
                 count = math.prod(self.shape) * self.dtype.itemsize
                 try:
-                    raw = np.memmap(self.path, np.uint8, "r", self.offset, (count,))
+                    raw = np.frombuffer(_map_file(self.path), np.uint8, count, self.offset)
                 except (OSError, ValueError) as error:
                     rule = f"changed or removed after it was opened ({error}); open it again"
                     raise FormatError(self.path, rule, self.offset) from error
-                self._map.append(np.asarray(raw).view(self.dtype).reshape(self.shape))
+                self._map.append(raw.view(self.dtype).reshape(self.shape))
         return self._map[0]
 
     def read(self, start: int = 0, stop: int | None = None) -> Array:

@@ -407,6 +407,21 @@ def test_large_tensors_are_read_in_ranges(tmp_path: Path) -> None:
     assert np.array_equal(load_file(tmp_path / "out.safetensors")["w"], values)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of maps")
+def test_tensors_of_one_file_share_one_map(tmp_path: Path) -> None:
+    path = tmp_path / "many.safetensors"
+    path.write_bytes(save({f"t{i}": np.full(3, i, np.int32) for i in range(200)}))
+    weights = read(path).weights
+    held = [tensor.numpy() for tensor in weights.values()]
+    maps = Path("/proc/self/maps").read_text()
+    assert maps.count(str(path)) == 1
+    assert [int(array[0]) for array in held] == [int(name[1:]) for name in weights]
+    with pytest.raises(ValueError, match="read-only"):
+        held[0][0] = 1
+    path.write_bytes(save({"t0": np.full(3, 7, np.int32)}))
+    assert read(path).weights["t0"].numpy().tolist() == [7, 7, 7]
+
+
 def test_profile() -> None:
     profile = HuggingFaceProfile()
     tensor = tensor_from_array("w", np.ones((2, 32), np.float16))
