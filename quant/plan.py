@@ -2,7 +2,7 @@
 
 With a type, the rules are llama-quantize's where it has them: norms, biases, vectors and tables of
 positions stay float; the output head (or the token embedding that serves as one) gets a better type
-than the 4- and 5-bit ggml types; rows that do not divide into blocks fall back to float16.
+than the low-bit types; rows that do not divide into blocks fall back to float16.
 Without a type each weight keeps its encoding if the container holds it, else takes a lossless one.
 """
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from halfbyte.errors import QuantizationError, UnsupportedError
 from halfbyte.ir.encodings import encoding_from_name
+from halfbyte.ir.encodings.affine import Affine
 from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.encodings.transcode import Verdict, judge, judge_tensor, refusal, transcode
@@ -28,6 +29,7 @@ from halfbyte.quant.overrides import Aliases, matched_overrides, no_aliases
 
 # llama-quantize gives these heads Q6_K; Q8_0 is the nearest type above that exists here.
 HEAD_TYPES = {"Q4_0": "Q8_0", "Q4_1": "Q8_0", "Q5_0": "Q8_0", "Q5_1": "Q8_0"}
+HEAD_BITS = 8
 ROW_LENGTH_FALLBACK = "float16"
 
 
@@ -128,6 +130,13 @@ def _require_decodable(tensor: Tensor) -> None:
         )
 
 
+def _head_type(base: Encoding) -> Encoding:
+    """Return the type of the output head in a file of type `base`: 8 bits under low-bit types."""
+    if isinstance(base, Affine) and base.bits < HEAD_BITS:
+        return replace(base, bits=HEAD_BITS)
+    return encoding_from_name(HEAD_TYPES[base.name]) if base.name in HEAD_TYPES else base
+
+
 def _is_head(tensor: Tensor) -> bool:
     return tensor.role is Role.OUTPUT_HEAD or (
         tensor.role is None and tensor.name in ("output.weight", "lm_head.weight")
@@ -210,8 +219,8 @@ class _Planner:
 
     def _wanted(self, tensor: Tensor, base: Encoding) -> tuple[Encoding, str]:
         serves_as_head = _is_head(tensor) or (self.tied and _is_token_embedding(tensor))
-        if serves_as_head and base.name in HEAD_TYPES:
-            better = encoding_from_name(HEAD_TYPES[base.name])
+        better = _head_type(base) if serves_as_head else base
+        if better != base:
             return better, f"output head: {better} instead of {base}"
         return base, f"type {base}"
 

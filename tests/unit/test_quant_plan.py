@@ -101,11 +101,14 @@ def test_a_tied_embedding_is_the_head(name: str) -> None:
     assert targets(plan)["embed.weight"] == "Q8_0"
 
 
-def test_affine_types_apply_to_every_matrix() -> None:
+def test_affine_types_apply_to_every_matrix_but_the_head() -> None:
     plan = make_plan(model(), ANY, "int4-g32")
     got = targets(plan)
     assert got.pop("norm.weight") == got.pop("h.0.q.bias") == "bfloat16"
+    assert got.pop("head.weight") == "int8-g32"
     assert set(got.values()) == {"int4-g32"}
+    tied = make_plan(model(without=(Role.OUTPUT_HEAD,)), ANY, "int3-g64-asym")
+    assert targets(tied)["embed.weight"] == "int8-g64-asym"
     assert targets(make_plan(model(), BLOCKS, "Q8_0"))["head.weight"] == "Q8_0"
 
 
