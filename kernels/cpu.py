@@ -10,6 +10,7 @@ Raises (all functions): ValueError for a wrong dtype, shape or layout; BackendEr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType, ModuleType
@@ -111,6 +112,13 @@ def set_threads(count: int) -> None:
 def threads() -> int:
     """Return how many threads the kernels use; by default one per processor of this process."""
     return int(_native().threads())
+
+
+def fma_peak(rounds: int = 1 << 20) -> float:
+    """Return the measured float32 operations per second of one thread, as a roofline."""
+    start = time.perf_counter()
+    operations = float(_native().fma_loop(rounds))
+    return operations / (time.perf_counter() - start)
 
 
 def _kind_id(kind: str) -> int:

@@ -52,6 +52,7 @@ bool has_avx2() {
     return fma_f16c && bit(seven.b, 5) && bit(seven.b, 8) && system_saves(0x6);
 }
 
+#if defined(HB_HAS_AVX512)
 // F, DQ, BW, VL and VNNI.
 bool has_avx512() {
     const Registers seven = cpuid(7);
@@ -59,10 +60,13 @@ bool has_avx512() {
     return has_avx2() && base && bit(seven.c, 11) && system_saves(0xE6);
 }
 #endif
+#endif
 
 const KernelTable* best_table() {
-#if defined(HB_HAS_X86)
+#if defined(HB_HAS_AVX512)
     if (has_avx512()) return &kAvx512Table;
+#endif
+#if defined(HB_HAS_X86)
     if (has_avx2()) return &kAvx2Table;
 #endif
 #if defined(HB_HAS_NEON)
@@ -75,7 +79,9 @@ const KernelTable* named_table(const std::string& name) {
     if (name == "scalar") return &kScalarTable;
 #if defined(HB_HAS_X86)
     if (name == "avx2" && has_avx2()) return &kAvx2Table;
+#if defined(HB_HAS_AVX512)
     if (name == "avx512" && has_avx512()) return &kAvx512Table;
+#endif
 #endif
 #if defined(HB_HAS_NEON)
     if (name == "neon") return &kNeonTable;

@@ -10,6 +10,7 @@ NB_MODULE(_cpu, m) {
         const nanobind::gil_scoped_release release;
         halfbyte::set_thread_count(count);
     });
+    m.def("fma_loop", [](int64_t rounds) { return halfbyte::kernels().fma_loop(rounds); });
     m.def("threads", &halfbyte::thread_count);
     halfbyte::bind_linear(m);
     halfbyte::bind_nn(m);

@@ -123,6 +123,7 @@ struct KernelTable {
     void (*gelu_erf)(const float* x, int64_t n, float* out);
     void (*gelu_tanh)(const float* x, int64_t n, float* out);
     void (*softmax)(const float* x, int64_t rows, int64_t n, float* out);
+    double (*fma_loop)(int64_t rounds);  // for benchmarks: operations done at full speed
 };
 
 // Aligned memory owned by the calling thread; slot contents last until the next call per slot.
@@ -132,6 +133,8 @@ void* thread_scratch(Scratch slot, int64_t bytes);
 extern const KernelTable kScalarTable;
 #if defined(HB_HAS_X86)
 extern const KernelTable kAvx2Table;
+#endif
+#if defined(HB_HAS_AVX512)
 extern const KernelTable kAvx512Table;
 #endif
 #if defined(HB_HAS_NEON)

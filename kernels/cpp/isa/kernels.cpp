@@ -40,6 +40,7 @@ const KernelTable HB_TABLE = {
     HB_ISA::gelu_erf,
     HB_ISA::gelu_tanh,
     HB_ISA::softmax,
+    HB_ISA::fma_loop,
 };
 
 }  // namespace halfbyte

@@ -42,7 +42,22 @@ HB_INLINE void dot_tile(const float* x, int64_t ldx, const float* w, int64_t ldw
     for (int i = 0; i < MR; ++i) reduce4(acc[i], out[i]);
 }
 
-// The same for 1 <= rows <= kTileRows.
+// Independent fused multiply-adds on registers only; returns the operations done.
+static double fma_loop(int64_t rounds) {
+    constexpr int kChains = 12;
+    F acc[kChains];
+    for (int i = 0; i < kChains; ++i) acc[i] = set1(static_cast<float>(i));
+    const F factor = set1(0.999999f), term = set1(1e-6f);
+    for (int64_t r = 0; r < rounds; ++r) {
+        for (int i = 0; i < kChains; ++i) acc[i] = fma(acc[i], factor, term);
+    }
+    float total = 0.0f;
+    for (int i = 0; i < kChains; ++i) total += hsum(acc[i]);
+    const double operations = 2.0 * W * kChains * static_cast<double>(rounds);
+    return total == total ? operations : 0.0;
+}
+
+// dot_tile for 1 <= rows <= kTileRows.
 static void dot_rows(int64_t rows, const float* x, int64_t ldx, const float* w, int64_t ldw,
                      int64_t k, float (*out)[kTileColumns]) {
     switch (rows) {
