@@ -24,7 +24,7 @@ def _run_arrays(model: Model, arrays: str, output: str, options: dict[str, Any])
     results = open_session(model, **options).run(read_arrays(arrays))
     if output:
         with atomic_file(output) as stream:
-            np.savez(stream, **results)
+            np.savez(stream, allow_pickle=False, **results)
     return {
         "output": output,
         "outputs": [

@@ -1,1 +1,1 @@
-
+"""The graph IR: tensors, encodings, graphs, models, operators and passes."""

@@ -75,10 +75,10 @@ def chunk_tokens(
             "give a longer text with --data or a smaller --context"
         )
     count = available if chunks is None else min(chunks, available)
-    table = np.asarray(tokens[: count * context], dtype=np.int64).reshape(count, context).copy()
+    table = np.array(tokens[: count * context], dtype=np.int64).reshape(count, context)
     if first_token is not None:
         table[:, 0] = first_token
-    return table
+    return np.asarray(table, dtype=np.int64)
 
 
 def compare(
