@@ -70,6 +70,7 @@ def choose_pre_tokenizer(tokenizer: Tokenizer) -> Agreement:
     names = _names_to_try(tokenizer)
     codec = Codec(rebuilt(replace(tokenizer, pre=names[0])))
     scores: dict[str, int] = {}
+    nearly: Agreement | None = None
     for name in names:
         if scores:
             codec.use_pre_tokenizer(name)
@@ -77,7 +78,12 @@ def choose_pre_tokenizer(tokenizer: Tokenizer) -> Agreement:
         if scores[name] == len(SAMPLE):
             candidate = replace(tokenizer, pre=name)
             final = codec if len(scores) == 1 else Codec(rebuilt(candidate))
-            return Agreement(candidate, _same_everywhere(final, reference), plain_text=True)
+            agreement = Agreement(candidate, _same_everywhere(final, reference), plain_text=True)
+            if agreement.exact or name == tokenizer.pre:
+                return agreement
+            nearly = nearly or agreement
+    if nearly is not None:
+        return nearly
     best = max(names, key=lambda name: scores[name])
     return Agreement(replace(tokenizer, pre=best), exact=False, plain_text=False)
 

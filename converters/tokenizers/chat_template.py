@@ -173,6 +173,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, obj: Any, *arguments: Any, **named: Any) -> Any:
         """Call what a template calls, within bounds."""
+        if getattr(obj, "__func__", None) is _Budget.step:
+            return obj()
         _check_arguments(obj, [*arguments, *named.values()])
         return _check_length(super().call(context, obj, *arguments, **named))
 

@@ -35,7 +35,7 @@ def test_json_keeps_files_that_are_not_text() -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": 1}', "[" * 100_000])
 def test_broken_json_is_one_clear_error(text: str) -> None:
-    with pytest.raises(FormatError, match="^x.hb: not a tokenizer record"):
+    with pytest.raises(FormatError, match=r"^x\.hb: not a tokenizer record"):
         Tokenizer.from_json(text, "x.hb")
 
 

@@ -110,7 +110,7 @@ def test_ids_outside_the_vocabulary(index: int) -> None:
 
 
 def test_text_that_is_no_unicode() -> None:
-    with pytest.raises(HalfbyteError, match="^text to encode: not valid Unicode"):
+    with pytest.raises(HalfbyteError, match=r"^text to encode: not valid Unicode"):
         from_files("gpt-2").encode("\ud800")
 
 

@@ -240,7 +240,7 @@ def test_carried_tokenizer_must_fit_the_tokens() -> None:
     keys[G + "tokens"] = keys[G + "tokens"][:-1]
     keys[G + "token_type"] = keys[G + "token_type"][:-1]
     keys[G + "merges"] = []
-    with pytest.raises(FormatError, match="has 600 tokens, tokenizer.ggml.tokens 599; they differ"):
+    with pytest.raises(FormatError, match=r"has 600 tokens, tokenizer\.ggml\.tokens 599"):
         from_gguf(keys)
 
 
