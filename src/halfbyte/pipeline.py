@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +132,26 @@ def _output_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _logged_warnings() -> Iterator[list[str]]:
+    """Collect what a writer warns about, so that it reaches the report."""
+    logger, collector = logging.getLogger("halfbyte"), _Collector()
+    logger.addHandler(collector)
+    try:
+        yield collector.lines
+    finally:
+        logger.removeHandler(collector)
+
+
 def _write(
     source: str | Path,
     destination: str | Path,
@@ -144,7 +166,7 @@ def _write(
         from halfbyte.converters.hugging_face.hub import check_repository
 
         check_repository(request.push_to_hub)
-    with PeakMemory() as memory:
+    with PeakMemory() as memory, _logged_warnings() as logged:
         path = resolve(source)
         _refuse_overwriting(path, output)
         target, flavour = format_for_output(output, request.to)
@@ -180,7 +202,7 @@ def _write(
         _verdicts(plan, written),
         time.perf_counter() - started,
         memory.peak_bytes,
-        (*model.warnings, *plan.warnings),
+        (*model.warnings, *plan.warnings, *logged),
         request.push_to_hub,
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from halfbyte.errors import GateError, HalfbyteError
-from halfbyte.verification.gates import Gate, judge
+from halfbyte.verification.gates import Gate, judge, require_figures
 from halfbyte.verification.language_model import TokenFigures, chunk_tokens
 from halfbyte.verification.metrics import (
     METRICS,
@@ -111,7 +111,10 @@ def test_gates_bound_from_the_right_side():
 
 def test_a_gate_on_a_missing_figure_names_the_figures_there_are():
     with pytest.raises(HalfbyteError, match=r"gate cosine: .* it has mean_kl"):
-        judge({"cosine": 0.9}, {"mean_kl": 0.1})
+        require_figures({"cosine": 0.9}, of_outputs=False)
+    with pytest.raises(HalfbyteError, match=r"gate mean_kl: .* it has cosine"):
+        require_figures({"cosine": 0.9, "mean_kl": 0.1}, of_outputs=True)
+    require_figures({"mean_kl": 0.1, "ppl_increase": 0.1}, of_outputs=False)
 
 
 def test_report_raises_for_the_failed_gate():
