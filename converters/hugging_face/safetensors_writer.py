@@ -20,7 +20,6 @@ from halfbyte.converters.format import Progress
 from halfbyte.converters.hugging_face.safetensors import (
     CODES,
     DTYPES,
-    LENGTH_BYTES,
     MAX_HEADER_BYTES,
     METADATA_KEY,
 )
@@ -29,6 +28,7 @@ from halfbyte.errors import HalfbyteError, UnsupportedError
 from halfbyte.ir.encodings.encoding import Array
 
 _ALIGNMENT = 8
+_CODE_OF = {dtype: code for code, dtype in DTYPES.items()}
 _ORDER = {code: index for index, code in enumerate(DTYPES)}
 
 Job = Callable[[], Sequence[tuple[str, Array]]]
@@ -50,9 +50,10 @@ class ArraySpec:
         Raises:
             UnsupportedError: safetensors has no such type.
         """
-        if self.dtype.name not in CODES:
+        code = _CODE_OF.get(self.dtype)
+        if code is None:
             raise UnsupportedError(f"dtype {self.dtype.name}", f"array {self.name!r}", list(CODES))
-        return CODES[self.dtype.name]
+        return code
 
     @property
     def nbytes(self) -> int:
@@ -98,13 +99,15 @@ class _Cursor:
         self.end = offset + nbytes
         self.digest = hashlib.sha256() if hashed else None
 
-    def write(self, stream: IO[bytes], raw: memoryview) -> None:
-        if stream.tell() != self.offset:
+    def write(self, stream: IO[bytes], raw: memoryview, position: int) -> int:
+        """Write the next bytes; take and return the stream's position."""
+        if position != self.offset:
             stream.seek(self.offset)
         stream.write(raw)
         self.offset += len(raw)
         if self.digest is not None:
             self.digest.update(raw)
+        return self.offset
 
 
 def raw_bytes(array: Array) -> memoryview:
@@ -136,10 +139,11 @@ def write_safetensors(
     for spec in ordered:
         cursors[spec.name] = _Cursor(position, spec.nbytes, finish is not None)
         position += spec.nbytes
+    written = len(head)
     for chunks in ordered_map(_run, jobs, threads):
         for name, array in chunks:
             raw = raw_bytes(array)
-            cursors[name].write(stream, raw)
+            written = cursors[name].write(stream, raw, written)
             if progress is not None:
                 progress(len(raw))
     unfinished = [name for name, cursor in cursors.items() if cursor.offset != cursor.end]
@@ -154,8 +158,3 @@ def write_safetensors(
 
 def _run(job: Job) -> Sequence[tuple[str, Array]]:
     return job()
-
-
-def header_length(content: bytes) -> int:
-    """Return where the arrays begin, given the first eight bytes of a file."""
-    return LENGTH_BYTES + int(struct.unpack("<Q", content[:LENGTH_BYTES])[0])

@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from halfbyte.engine import ordered_map
 from halfbyte.errors import FormatError, HalfbyteError, UnsupportedError
 from halfbyte.files import HASH_CHUNK_BYTES, contained
 from halfbyte.ir.encodings import encoding_from_name
+from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.graph import Graph
 from halfbyte.ir.model import Model, Provenance
 from halfbyte.ir.roles import Role
@@ -44,6 +45,7 @@ from halfbyte.ir.tokenizer import Tokenizer
 MAX_TEXT_BYTES = 1 << 30
 _TENSOR_KEYS = {"name", "shape", "encoding", "role", "layer", "kind"}
 _MARK = re.compile(rb'"halfbyte_format"\s*:\s*"')
+_ROLES = {role.value: role for role in Role}
 _HASH = re.compile("[0-9a-f]{64}")
 
 
@@ -188,6 +190,11 @@ def _weights(file: SafetensorsFile) -> tuple[dict[str, Tensor], set[str]]:
     return weights, used
 
 
+@lru_cache(maxsize=256)
+def _encoding(name: str) -> Encoding:
+    return encoding_from_name(name)
+
+
 def _described(file: SafetensorsFile, entry: Any) -> Tensor:
     def require(holds: bool, what: str) -> None:
         if not holds:
@@ -198,18 +205,17 @@ def _described(file: SafetensorsFile, entry: Any) -> Tensor:
     require(isinstance(name, str) and not name.startswith(RESERVED), f"name {name!r}")
     counts = isinstance(shape, list) and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
     require(counts and len(shape) <= MAX_DIMENSIONS, f"a bad shape ({name!r})")
-    roles = {role.value: role for role in Role}
     role, layer, kind = entry["role"], entry["layer"], entry["kind"]
-    require(role is None or (isinstance(role, str) and role in roles), f"role {role!r} ({name!r})")
+    require(role is None or (isinstance(role, str) and role in _ROLES), f"role {role!r} ({name!r})")
     require(layer is None or (type(layer) is int and layer >= 0), f"layer {layer!r} ({name!r})")
     require(isinstance(kind, str) and isinstance(entry["encoding"], str), f"a bad kind ({name!r})")
     try:
-        encoding = encoding_from_name(entry["encoding"])
+        encoding = _encoding(entry["encoding"])
     except UnsupportedError as error:
         raise UnsupportedError(
             f"encoding {entry['encoding']!r} of tensor {name!r}", str(file.path), error.supported
         ) from None
-    return Tensor(name, tuple(shape), encoding, {}, role and roles[role], layer, kind)
+    return Tensor(name, tuple(shape), encoding, {}, role and _ROLES[role], layer, kind)
 
 
 def _parts(file: SafetensorsFile, tensor: Tensor, used: set[str]) -> dict[str, FilePart]:
