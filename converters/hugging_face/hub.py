@@ -251,7 +251,10 @@ def _explain(found: HubId, error: Exception, done: str) -> NoReturn:
     elif isinstance(error, errors.RevisionNotFoundError):
         reason = f"the repository has no revision {found.revision or 'main'!r}; check its branches"
     elif isinstance(error, errors.LocalEntryNotFoundError):
-        reason = "not in the cache, and the hub is out of reach or HF_HUB_OFFLINE is set; go online"
+        reason = (
+            "no such path here, not in the hub's cache, and the hub is out of reach "
+            "or HF_HUB_OFFLINE is set; check the path or go online"
+        )
     elif isinstance(error, errors.EntryNotFoundError):
         reason = f"the repository has no file {found.file!r}; check its list of files"
     elif status == _HTTP_UNAUTHORIZED:
