@@ -69,6 +69,7 @@ def from_hugging_face(files: Mapping[str, bytes]) -> Tokenizer | None:
         add_eos=specials.add.get("eos", tokenizer.add_eos),
         add_sep=specials.add.get("sep", tokenizer.add_sep),
         chat_template=templates.pop("default", None),
+        warnings=tuple(specials.warnings),
         chat_templates=templates,
         source={n: files[n] for n in files if n in SOURCE_FILES or n.startswith("additional_chat")},
     )

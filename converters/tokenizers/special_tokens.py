@@ -53,6 +53,7 @@ class Specials:
     ids: dict[str, int] = field(default_factory=dict)
     add: dict[str, bool] = field(default_factory=dict)
     stop_ids: tuple[int, ...] = ()
+    warnings: list[str] = field(default_factory=list)
 
 
 def looks_special(token: str) -> bool:
@@ -87,7 +88,7 @@ def read_specials(
     document: the tokenizer.json (or {}). ids: token text -> id.
 
     Raises:
-        FormatError: a file is broken, or names an id outside the vocabulary.
+        FormatError: a file is broken.
     """
     specials = Specials()
     config = json_file(files, "tokenizer_config.json")
@@ -176,12 +177,12 @@ def _read_model_config(specials: Specials, files: Mapping[str, bytes], count: in
             value = config.get(f"{special}_token_id")
             listed = value if isinstance(value, list) else [value]
             ids = [i for i in listed if isinstance(i, int) and not isinstance(i, bool)]
-            outside = [i for i in ids if not 0 <= i < count]
-            if outside and special in ("bos", "eos"):
-                raise FormatError(
-                    name, f"{special}_token_id is {outside[0]}, the tokenizer has {count} tokens"
-                )
-            if ids and not outside:
+            outside = [i for i in ids if i != -1 and not 0 <= i < count]
+            ids = [i for i in ids if 0 <= i < count]
+            if outside:
+                rule = f"{special}_token_id is {outside[0]}, the tokenizer has {count} tokens"
+                specials.warnings.append(f"{name}: {rule}; it is ignored")
+            if ids:
                 specials.ids.setdefault(special, ids[0])
                 if special == "eos" and not (stop and name == "config.json"):
                     stop += ids

@@ -64,6 +64,16 @@ def test_ids_from_the_model_config_alone() -> None:
     assert read(files).stop_ids == (2, 0)
 
 
+def test_ids_outside_the_vocabulary_are_ignored_with_a_warning() -> None:
+    generation = {"eos_token_id": [2, 600], "pad_token_id": -1}
+    files = {**KINDS["gpt-2"], "generation_config.json": dump(generation)}
+    tokenizer = read(files)
+    assert tokenizer.stop_ids == (2, 0) and "pad" not in tokenizer.special_ids
+    assert tokenizer.warnings == (
+        "generation_config.json: eos_token_id is 600, the tokenizer has 600 tokens; it is ignored",
+    )
+
+
 def test_special_tokens_given_as_objects_and_in_the_map() -> None:
     config = {"bos_token": {"content": "<|endoftext|>"}, "eos_token": None, "add_bos_token": True}
     files = tiny.files(tiny.byte_level_json("llama-bpe"), config)

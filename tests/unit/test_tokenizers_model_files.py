@@ -5,11 +5,11 @@ from __future__ import annotations
 import struct
 
 import pytest
-from support.tiny_tokenizers import field, sentencepiece_model
 
 from halfbyte.converters.tokenizers.charsmap import check_charsmap
 from halfbyte.converters.tokenizers.sentencepiece import read_sentencepiece
 from halfbyte.errors import FormatError, UnsupportedError
+from support.tiny_tokenizers import field, sentencepiece_model
 
 PIECES = [("<unk>", 0.0, 2), ("a", -1.5, 1)]
 
