@@ -42,9 +42,13 @@ struct Values {
 };
 
 HB_INLINE int lowest_bit(uint32_t bits) {
+#if defined(HB_X86_BYTES)
+    return static_cast<int>(_tzcnt_u32(bits));
+#else
     int i = 0;
     while (!(bits & 1u)) bits >>= 1, ++i;
     return i;
+#endif
 }
 
 // The value at the first index where it occurs: which of +a and -a, or +0 and -0, decides bytes.
@@ -53,7 +57,12 @@ HB_INLINE float first_value(const float* x, uint32_t matches, float otherwise) {
 }
 
 HB_INLINE void store_half_at(uint8_t* p, float v) {
+#if defined(HB_X86_BYTES)
+    const auto quick = static_cast<uint16_t>(_cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT));
+    const uint16_t bits = v == v ? quick : float_to_half_bits(v);
+#else
     const uint16_t bits = float_to_half_bits(v);
+#endif
     std::memcpy(p, &bits, 2);
 }
 
@@ -61,13 +70,24 @@ HB_INLINE float reciprocal_or_zero(float v) { return v != 0.0f ? 1.0f / v : 0.0f
 
 // Nibbles 0..15 in the low halves, 16..31 in the high halves; bit 4 of each into qh if wanted.
 HB_INLINE void pack_nibbles(const uint8_t* codes, uint8_t* qs, uint8_t* qh) {
+#if defined(HB_X86_BYTES)
+    const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+    const __m256i low = _mm256_and_si256(all, _mm256_set1_epi8(15));
+    const __m128i high = _mm_slli_epi16(_mm256_extracti128_si256(low, 1), 4);
+    const __m128i both = _mm_or_si128(_mm256_castsi256_si128(low), high);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(qs), both);
+    if (!qh) return;
+    const int bits = _mm256_movemask_epi8(_mm256_slli_epi16(all, 3));
+    std::memcpy(qh, &bits, 4);
+#else
     for (int i = 0; i < 16; ++i) {
         qs[i] = static_cast<uint8_t>((codes[i] & 15) | (codes[i + 16] & 15) << 4);
     }
     if (!qh) return;
-    uint32_t high = 0;
-    for (int i = 0; i < 32; ++i) high |= static_cast<uint32_t>(codes[i] >> 4 & 1) << i;
-    std::memcpy(qh, &high, 4);
+    uint32_t bits = 0;
+    for (int i = 0; i < 32; ++i) bits |= static_cast<uint32_t>(codes[i] >> 4 & 1) << i;
+    std::memcpy(qh, &bits, 4);
+#endif
 }
 
 // Q4_0, Q5_0: d = (signed value of largest magnitude) / -Half, code = trunc(x / d + Half + 0.5).
