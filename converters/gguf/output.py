@@ -174,7 +174,9 @@ def _pooling_type(model: Model) -> str | None:
 
 
 def _model_name(model: Model) -> str:
-    source = str(model.config.get("_name_or_path") or model.provenance.source)
+    origin = model.metadata.get("origin") or {}
+    first = origin.get("source") or model.provenance.source
+    source = str(model.config.get("_name_or_path") or first)
     return source.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or "model"
 
 
