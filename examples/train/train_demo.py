@@ -184,6 +184,8 @@ def main() -> None:
     torch.set_num_threads(2)
     torch.manual_seed(SEED)
     texts, held_out_texts = books.split(books.fetch_books(args.work))
+    excerpts = books.excerpts(held_out_texts)
+    (args.output / "validation.txt").write_text(excerpts, encoding="utf-8")
     config = Config()
     tokenizer = train_tokenizer(texts, config, args.output)
     ids, held_out = encode(tokenizer, texts), encode(tokenizer, held_out_texts)

@@ -1,0 +1,1 @@
+"""The embedded model: a folder that any reader of Hugging Face checkpoints opens."""
