@@ -12,6 +12,11 @@
 #endif
 #endif
 
+#if defined(HB_HAS_NEON) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace halfbyte {
 namespace {
 
@@ -49,7 +54,7 @@ bool system_saves(unsigned long long parts) {
 bool has_avx2() {
     const Registers one = cpuid(1), seven = cpuid(7);
     const bool fma_f16c = bit(one.c, 12) && bit(one.c, 29);
-    return fma_f16c && bit(seven.b, 5) && bit(seven.b, 8) && system_saves(0x6);
+    return fma_f16c && bit(seven.b, 3) && bit(seven.b, 5) && bit(seven.b, 8) && system_saves(0x6);
 }
 
 #if defined(HB_HAS_AVX512)
@@ -62,6 +67,16 @@ bool has_avx512() {
 #endif
 #endif
 
+#if defined(HB_HAS_NEON)
+bool has_dot_product() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+    return true;  // every macOS machine on aarch64 has it
+#endif
+}
+#endif
+
 const KernelTable* best_table() {
 #if defined(HB_HAS_AVX512)
     if (has_avx512()) return &kAvx512Table;
@@ -70,7 +85,7 @@ const KernelTable* best_table() {
     if (has_avx2()) return &kAvx2Table;
 #endif
 #if defined(HB_HAS_NEON)
-    return &kNeonTable;
+    if (has_dot_product()) return &kNeonTable;
 #endif
     return &kScalarTable;
 }
@@ -84,7 +99,7 @@ const KernelTable* named_table(const std::string& name) {
 #endif
 #endif
 #if defined(HB_HAS_NEON)
-    if (name == "neon") return &kNeonTable;
+    if (name == "neon" && has_dot_product()) return &kNeonTable;
 #endif
     throw std::invalid_argument(
         "HALFBYTE_ISA: " + name +

@@ -135,3 +135,5 @@ HB_INLINE void store_low_bytes(uint8_t* p, I v) {
 
 }  // namespace HB_ISA
 }  // namespace halfbyte
+
+#include "isa/bytes_x86.hpp"

@@ -222,3 +222,5 @@ HB_INLINE void store_low_bytes(uint8_t* p, I a) {
 
 }  // namespace HB_ISA
 }  // namespace halfbyte
+
+#include "isa/bytes_generic.hpp"

@@ -126,6 +126,16 @@ HB_INLINE I row_dots(const Codes* rows, int64_t b, const int8_t* x) {
     }
     return _mm256_add_epi32(_mm256_permute2x128_si256(v[0], v[1], 0x20),
                             _mm256_permute2x128_si256(v[0], v[1], 0x31));
+#elif defined(HB_NEON)
+    const int8x16_t x0 = vld1q_s8(x), x1 = vld1q_s8(x + 16);
+    int32x4_t t[8];
+    for (int r = 0; r < 8; ++r) {
+        const B32 codes = rows[r].codes(b);
+        t[r] = vdotq_s32(vdupq_n_s32(0), vreinterpretq_s8_u8(codes.lo), x0);
+        t[r] = vdotq_s32(t[r], vreinterpretq_s8_u8(codes.hi), x1);
+    }
+    return {vpaddq_s32(vpaddq_s32(t[0], t[1]), vpaddq_s32(t[2], t[3])),
+            vpaddq_s32(vpaddq_s32(t[4], t[5]), vpaddq_s32(t[6], t[7]))};
 #else
     I result;
     for (int r = 0; r < W; ++r) {

@@ -1,0 +1,61 @@
+// Bytes of blocks on x86: 32 codes in one 256-bit vector. Included after the lanes.
+#pragma once
+
+namespace halfbyte {
+namespace HB_ISA {
+
+// Memory beyond the weight may be named too: a prefetch never faults.
+HB_INLINE void prefetch(const uint8_t* p) {
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
+}
+HB_INLINE float half_at(const uint8_t* p) { return _cvtsh_ss(load_u16(p)); }
+
+// Low nibbles of 16 bytes, then their high nibbles.
+HB_INLINE B32 split_nibbles(const uint8_t* p) {
+    const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m256i shifts = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+    const __m256i moved = _mm256_srlv_epi32(_mm256_broadcastsi128_si256(raw), shifts);
+    return _mm256_and_si256(moved, _mm256_set1_epi8(15));
+}
+HB_INLINE B32 load_bytes(const uint8_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+HB_INLINE B32 flip_top_bit(B32 b) {
+    return _mm256_xor_si256(b, _mm256_set1_epi8(static_cast<char>(0x80)));
+}
+// Nibble 2j is the low half of byte j, 2j + 1 its high half.
+HB_INLINE B32 pair_nibbles(const uint8_t* p) {
+    const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m128i low = _mm_and_si128(raw, _mm_set1_epi8(15));
+    const __m128i high = _mm_and_si128(_mm_srli_epi16(raw, 4), _mm_set1_epi8(15));
+    return _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high));
+}
+#if defined(HB_AVX512)
+// The same for two blocks at once: p in the low half, q in the high half.
+HB_INLINE I split_nibbles2(const uint8_t* p, const uint8_t* q) {
+    const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q));
+    const I both = _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(low), 0xFF00, high);
+    const I shifts =
+        _mm512_setr_epi64(0, 0, 0x400000004, 0x400000004, 0, 0, 0x400000004, 0x400000004);
+    return _mm512_and_si512(_mm512_srlv_epi32(both, shifts), _mm512_set1_epi8(15));
+}
+HB_INLINE I load_bytes2(const uint8_t* p, const uint8_t* q) {
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+HB_INLINE I flip_top_bit2(I b) {
+    return _mm512_xor_si512(b, _mm512_set1_epi8(static_cast<char>(0x80)));
+}
+HB_INLINE I add_bit4_2(I codes, uint32_t p, uint32_t q) {
+    const __mmask64 set = static_cast<__mmask64>(p) | static_cast<__mmask64>(q) << 32;
+    return _mm512_mask_add_epi8(codes, set, codes, _mm512_set1_epi8(16));
+}
+#endif
+HB_INLINE void store_bytes(uint8_t* p, B32 b) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), b);
+}
+
+}  // namespace HB_ISA
+}  // namespace halfbyte
