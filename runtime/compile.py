@@ -45,9 +45,10 @@ class Plan:
     arena_bytes: int = 0
 
     def run(self) -> None:
-        """Run every step."""
-        for step in self.steps:
-            step()
+        """Run every step; infinities and NaN are results, not warnings."""
+        with np.errstate(all="ignore"):
+            for step in self.steps:
+                step()
 
 
 class PlanBuilder:

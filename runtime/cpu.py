@@ -26,6 +26,10 @@ NUMPY_BINARY: dict[str, Any] = {
     "Add": np.add,
     "Sub": np.subtract,
     "Mul": np.multiply,
+    "Div": np.divide,
+    "Pow": np.power,
+    "Max": np.maximum,
+    "Min": np.minimum,
     "Greater": np.greater,
     "Less": np.less,
     "Equal": np.equal,
@@ -351,18 +355,22 @@ def bind_softmax(backend: CpuBackend, bound: BoundNode) -> Step | None:
 
 def bind_binary(backend: CpuBackend, bound: BoundNode) -> Step | None:
     """Elementwise operators of two inputs of one dtype, by kernel or numpy in place."""
-    left, right = bound.inputs
-    out = bound.outputs[0]
+    if len(bound.inputs) != 2:
+        return None
+    (left, right), out = bound.inputs, bound.outputs[0]
     if left is None or right is None or left.array is None or right.array is None:
         return None
     if left.dtype != right.dtype or left.dtype in ("bfloat16", "float16"):
+        return None
+    # ai.onnx divides integers towards zero, numpy does not.
+    if bound.node.op in ("Div", "Pow") and not floats(left, right):
         return None
     kernel = {"Add": kernels.add, "Mul": kernels.mul}.get(bound.node.op)
     if kernel is not None and floats(left, right, out) and left.shape == out.shape:
         row = right.shape == (out.shape or (0,))[-1:]
         if right.shape == left.shape or row:
             return partial(kernel, left.array, right.array, out.value())
-    return partial(NUMPY_BINARY[bound.node.op], left.array, right.array, out.value())
+    return partial(NUMPY_BINARY[bound.node.op], left.array, right.array, out=out.value())
 
 
 def bind_unary(backend: CpuBackend, bound: BoundNode) -> Step | None:

@@ -1,4 +1,8 @@
-"""The reference device: every node by its numpy meaning in ir/ops."""
+"""The reference device: every node by its numpy meaning in ir/ops.
+
+Sums run in float64 in whatever order numpy's matrix product takes, then round once to float32: a
+row's result is the same for any batch but for the rare value that lies at a rounding boundary.
+"""
 
 from __future__ import annotations
 

@@ -269,4 +269,7 @@ def check_range(name: str, array: Array, limit: int) -> None:
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= limit:
         bad = low if low < 0 else high
-        raise HalfbyteError(f"session: input {name!r} holds {bad}, 0 to {limit - 1} was required")
+        advice = "; the text is longer than the model's positions" if name == POSITIONS else ""
+        raise HalfbyteError(
+            f"session: input {name!r} holds {bad}, 0 to {limit - 1} was required{advice}"
+        )

@@ -32,8 +32,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("halfbyte.AddRMSNormalization", "halfbyte.AddLayerNormalization"),
     ),
     "reduction": ("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum"),
+    "selection": ("Concat", "Split", "Slice", "Gather"),
     "shape": (
-        *("Reshape", "Unsqueeze", "Squeeze", "Transpose", "Concat", "Split", "Slice", "Gather"),
+        *("Reshape", "Unsqueeze", "Squeeze", "Transpose"),
         *("Shape", "Expand", "Range", "Identity", "Constant"),
     ),
 }

@@ -291,3 +291,27 @@ def test_unknown_devices_and_modes() -> None:
         UnsupportedError, match="compute mode 'int4' is not supported; supported: ex"
     ):
         get_backend("cpu", "int4")
+
+
+def test_text_longer_than_a_position_table() -> None:
+    graph = Graph("positions")
+    ids = graph.add_input("input_ids", "int64", TEXT)
+    places = graph.add_input("position_ids", "int64", TEXT)
+    found = [
+        graph.add("Gather", [graph.add_constant(weight(i, rows, 32)), index], since_version=13)
+        for i, (rows, index) in enumerate(((40, ids), (6, places)))
+    ]
+    graph.outputs.append(graph.add("Add", found, name="y", since_version=14))
+    session = Session(graph)
+    assert session.run({"input_ids": IDS[:, :6]})["y"].shape == (2, 6, 32)
+    with pytest.raises(HalfbyteError, match="holds 8, 0 to 5 was required; the text is longer"):
+        session.run({"input_ids": IDS})
+
+
+def test_infinities_are_results_not_warnings() -> None:
+    graph = Graph("overflow")
+    x = graph.add_input("x", "float32", ("n",))
+    graph.outputs.append(graph.add("Pow", [x, x], name="y", since_version=15))
+    for device in ("cpu", "reference"):
+        found = Session(graph, device).run({"x": np.float32([1e20, 2])})["y"]
+        assert found.tolist() == [np.inf, 4.0]
