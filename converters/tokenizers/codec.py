@@ -52,7 +52,8 @@ def load_backend(text: str, where: str) -> Backend:
     except Exception as error:
         raise FormatError(where, f"the tokenizers library refuses it ({error})") from error
     except BaseException as error:
-        raise _from_panic(error, where) from error
+        _raise_panic(error, where)
+        raise
     backend.no_padding()
     backend.no_truncation()
     return backend
@@ -92,14 +93,15 @@ def _build_model(fields: dict[str, Any]) -> Any:
     except Exception as error:
         raise FormatError("tokenizer", f"the tokenizers library refuses it ({error})") from error
     except BaseException as error:
-        raise _from_panic(error, "tokenizer") from error
+        _raise_panic(error, "tokenizer")
+        raise
 
 
-def _from_panic(error: BaseException, where: str) -> BaseException:
-    """Return a Rust panic (no Exception in Python's sense) as a FormatError."""
+def _raise_panic(error: BaseException, where: str) -> None:
+    """Raise a Rust panic, which Python sees as no Exception, as a FormatError."""
     if type(error).__name__ == "PanicException":
-        return FormatError(where, f"the tokenizers library cannot handle it ({error})")
-    return error
+        rule = f"the tokenizers library cannot handle it ({error})"
+        raise FormatError(where, rule) from error
 
 
 class Codec:
@@ -168,7 +170,8 @@ class Codec:
         except Exception as error:
             raise HalfbyteError(f"text to encode: {error}") from error
         except BaseException as error:
-            raise _from_panic(error, "tokenizer") from error
+            _raise_panic(error, "tokenizer")
+            raise
 
     def _require_backend(self) -> Backend:
         assert self._backend is not None

@@ -148,7 +148,8 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     type_list = [1] * len(tokens) if types is None else types.tolist()
     if kind == "wordpiece":
         tokens = [_from_phantom(text, t) for text, t in zip(tokens, type_list, strict=True)]
-    pre = "gemma4" if model == "gemma4" else keys.text(PREFIX + "pre") or "default"
+    named = "gemma4" if model == "gemma4" else keys.text(PREFIX + "pre")
+    pre = named or "default"
     if kind == "bpe" and pre not in PRE_TOKENIZERS:
         raise UnsupportedError(f"pre-tokenizer {pre!r}", PREFIX + "pre", sorted(PRE_TOKENIZERS))
     base = Tokenizer(
@@ -161,6 +162,9 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         ignore_merges=kind == "bpe" and PRE_TOKENIZERS[pre].ignore_merges,
     )
     tokenizer = _with_flags(_with_ids(base, keys), keys)
+    if kind == "bpe" and not named:
+        silent = f"{PREFIX}pre is missing; text is split in llama.cpp's default way, ids may differ"
+        tokenizer = replace(tokenizer, warnings=(*tokenizer.warnings, silent))
     check_tokenizer(tokenizer, "GGUF metadata")
     return _with_carried_json(tokenizer, keys)
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Peer
+from tokenizers import models
 
 from halfbyte.converters.tokenizers import from_gguf, from_hugging_face, to_gguf
 from halfbyte.converters.tokenizers.agreement import NOT_NFC, SAMPLE
-from halfbyte.converters.tokenizers.codec import Codec, StreamDecoder
+from halfbyte.converters.tokenizers.codec import Codec, StreamDecoder, build_backend, load_backend
 from halfbyte.converters.tokenizers.greedy import GreedyMerger
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import FormatError, HalfbyteError
 from halfbyte.ir.tokenizer import Tokenizer
 from support import tiny_tokenizers as tiny
 
@@ -125,6 +128,50 @@ def test_padding_and_truncation_of_the_file_are_ignored() -> None:
     tokenizer = from_hugging_face(tiny.files(json.dumps(document)))
     assert tokenizer is not None
     assert len(Codec(tokenizer).encode("a b c d e f")) > 2
+
+
+class PanicException(BaseException):
+    """What a panic in Rust looks like from Python."""
+
+
+def test_a_panic_of_the_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException("index out of range")
+
+    expected = "the tokenizers library cannot handle it (index out of range)"
+    codec = from_files("gpt-2")
+    monkeypatch.setattr(codec, "_backend", SimpleNamespace(encode=panic))
+    with pytest.raises(FormatError) as error:
+        codec.encode("a")
+    assert str(error.value) == f"tokenizer: {expected}"
+    monkeypatch.setattr(Peer, "from_str", panic)
+    with pytest.raises(FormatError) as error:
+        load_backend("{}", "x.json")
+    assert str(error.value) == f"x.json: {expected}"
+    monkeypatch.setattr(models, "BPE", panic)
+    with pytest.raises(FormatError) as error:
+        build_backend(replace(codec.tokenizer, source={}))
+    assert str(error.value) == f"tokenizer: {expected}"
+
+
+def test_interrupts_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    codec = from_files("gpt-2")
+    monkeypatch.setattr(codec, "_backend", SimpleNamespace(encode=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        codec.encode("a")
+
+
+def test_errors_of_the_library_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no")
+
+    codec = from_files("gpt-2")
+    monkeypatch.setattr(codec, "_backend", SimpleNamespace(encode=fail))
+    with pytest.raises(HalfbyteError, match=r"^text to encode: no$"):
+        codec.encode("a")
 
 
 def small_spm(tokens: list[str], scores: list[float], unk: bool = True) -> Tokenizer:

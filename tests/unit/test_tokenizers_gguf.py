@@ -279,6 +279,7 @@ def test_defaults_where_keys_are_absent() -> None:
     assert from_gguf({**bare, G + "pre": "falcon"}).special_ids == {"bos": 11, "eos": 11}
     del bare[G + "token_type"], bare[G + "pre"]
     assert from_gguf(bare).pre == "default" and set(from_gguf(bare).token_types) == {1}
+    assert from_gguf(bare).warnings[0].startswith("tokenizer.ggml.pre is missing; text is split")
 
 
 def test_a_silent_source_adds_no_begin_token() -> None:
