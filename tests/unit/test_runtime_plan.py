@@ -22,7 +22,7 @@ from halfbyte.runtime.compile import compile_plan
 from halfbyte.runtime.cpu import kind_of
 from halfbyte.runtime.memory_plan import ALIGNMENT, Lifetime, place
 from halfbyte.runtime.session import Session
-from support.compiled import needs_kernels
+from support.kernel_cases import needs_extension
 from support.tiny_graphs import linear, tiny_decoder, weight
 
 
@@ -252,7 +252,7 @@ def test_what_no_kernel_takes_runs_as_the_reference(name: str) -> None:
     np.testing.assert_array_equal(found["y"].astype(float), wanted["y"].astype(float))
 
 
-@needs_kernels
+@needs_extension
 def test_weights_stay_encoded_and_are_uploaded_once() -> None:
     backend = get_backend("cpu", threads=1)
     store = WeightStore(backend)
@@ -264,7 +264,7 @@ def test_weights_stay_encoded_and_are_uploaded_once() -> None:
     assert store.array(tensor, np.dtype(np.float32)) is store.array(tensor, np.dtype(np.float32))
 
 
-@needs_kernels
+@needs_extension
 @pytest.mark.parametrize(
     "name", ["float32", "float16", "bfloat16", "float8_e4m3fn", "Q4_1", "Q5_0", "int4-g32-asym"]
 )
@@ -281,7 +281,7 @@ def test_encodings_without_kernels() -> None:
     assert kind_of(tensor_from_array("w", np.ones((2, 2), np.int8))) is None
 
 
-@needs_kernels
+@needs_extension
 def test_thread_count_is_set_for_each_run() -> None:
     for count in (1, 2):
         run(tiny_like(count), x=np.ones((1, 32), np.float32))
@@ -297,7 +297,7 @@ def tiny_like(seed: int) -> Graph:
     return graph
 
 
-@needs_kernels
+@needs_extension
 def test_doctor_reports_backends_features_and_versions() -> None:
     found = doctor.diagnose()
     assert [entry["name"] for entry in found["backends"]] == ["cpu", "cuda", "metal"]

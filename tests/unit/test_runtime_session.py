@@ -15,7 +15,7 @@ from halfbyte.ir.tensor import tensor_from_array
 from halfbyte.runtime import get_backend
 from halfbyte.runtime.kv_cache import FIRST_CAPACITY, KvCache
 from halfbyte.runtime.session import KEPT_PLANS, Session
-from support.compiled import needs_kernels
+from support.kernel_cases import needs_extension
 from support.tiny_graphs import TEXT, VOCABULARY, linear, random_graph, tiny_decoder, weight
 
 IDS = np.random.default_rng(3).integers(0, VOCABULARY, (2, 9))
@@ -34,7 +34,7 @@ def test_cpu_agrees_with_reference(encoding: str) -> None:
     assert np.abs(found - wanted).max() < RELATIVE * np.abs(wanted).max()
 
 
-@needs_kernels
+@needs_extension
 def test_int8_compute_is_near_and_only_touches_quantized_weights() -> None:
     dense, coarse = tiny_decoder("float32"), tiny_decoder("Q8_0")
     same = [logits(Session(dense, compute=c), IDS) for c in ("exact", "int8")]
@@ -139,7 +139,7 @@ def test_recent_plans_are_kept() -> None:
     assert next(reversed(session._plans.values())) is plan
 
 
-@needs_kernels
+@needs_extension
 def test_no_node_of_the_decoder_falls_back_on_cpu() -> None:
     session = Session(tiny_decoder("Q4_0"))
     assert session.fallbacks == []
