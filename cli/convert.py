@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,30 +58,31 @@ def show_report(report: ConvertReport, as_json: bool, quiet: bool) -> None:
         print(f"uploaded to {report.pushed_to}")
 
 
+def write(
+    function: Callable[..., ConvertReport],
+    label: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    **arguments: Any,
+) -> None:
+    """Call `convert` or `quantize` of the pipeline behind a progress bar and print its report."""
+    with progress_bar(label, silent=quiet or as_json) as bar:
+        report = function(
+            overrides=parse_overrides(overrides),
+            progress=None if bar is None else bar.of_total,
+            **arguments,
+        )
+    show_report(report, as_json, quiet)
+
+
 @click.command("convert", help="Write the model SRC as DST; weights keep their exact values.")
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
-@click.option("--type", "type_name", default="", metavar="ENC", help="Encoding of the weights.")
+@click.option("--type", "type", default="", metavar="ENC", help="Encoding of the weights.")
 @write_options()
-def command(
-    source: str,
-    destination: str,
-    overrides: tuple[str, ...],
-    type_name: str,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
-) -> None:
+def command(**options: Any) -> None:
     """Convert a model."""
     from halfbyte.pipeline import convert
 
-    with progress_bar("converting", silent=quiet or as_json) as bar:
-        report = convert(
-            source,
-            destination,
-            type=type_name,
-            overrides=parse_overrides(overrides),
-            progress=None if bar is None else bar.of_total,
-            **options,
-        )
-    show_report(report, as_json, quiet)
+    write(convert, "converting", **options)
