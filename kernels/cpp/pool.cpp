@@ -24,7 +24,7 @@
 namespace halfbyte {
 namespace {
 
-constexpr int kSpins = 4000;  // some tens of microseconds, longer than the gap between two kernels
+constexpr int kSpins = 1500;  // about 0.1 ms, longer than the gap between two kernels
 
 void pause_briefly() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -96,7 +96,10 @@ struct Pool {
         announce();
         work();
         open.store(false);
-        while (active.load() != 0) pause_briefly();
+        for (int spin = 0; active.load() != 0; ++spin) {
+            // A worker without a processor gets ours once waiting has lasted long.
+            spin < kSpins ? pause_briefly() : std::this_thread::yield();
+        }
     }
 };
 
