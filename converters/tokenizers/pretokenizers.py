@@ -162,35 +162,37 @@ class PreTokenizer:
         return CHAINS[self.family]
 
 
-def _rows() -> dict[str, PreTokenizer]:
-    """Return the table; within a family the first row without marker is the usual choice."""
-    rows = [
-        PreTokenizer("default", "default"),
-        PreTokenizer("gpt-2", "gpt2"),
-        PreTokenizer("llama-bpe", "llama3", ignore_merges=True, add_bos=True),
-        PreTokenizer("qwen2", "qwen2", nfc=True),
-        PreTokenizer("smollm", "digits-gpt2"),
-        PreTokenizer("starcoder", "digits-gpt2", marker="<fim_prefix>"),
-        PreTokenizer("command-r", "digits-gpt2", nfc=True, marker="<BOS_TOKEN>"),
-        PreTokenizer("mpt", "gpt2", nfc=True),
-        PreTokenizer("olmo", "gpt2", nfc=True, marker="|||IP_ADDRESS|||"),
-        PreTokenizer("modern-bert", "gpt2", nfc=True, marker="[MASK]"),
-        PreTokenizer("roberta-bpe", "gpt2", add_sep=True, marker="<mask>"),
-        PreTokenizer("gpt-4o", "gpt-4o"),
-        PreTokenizer("llama4", "gpt-4o", marker="<|header_start|>"),
-        PreTokenizer("glm4", "llama3", ignore_merges=True, marker="[gMASK]"),
-        PreTokenizer("dbrx", "llama3"),
-        PreTokenizer("tekken", "tekken", ignore_merges=True, add_bos=True),
-        PreTokenizer("hunyuan-dense", "deepseek-v3", marker="<｜hy_place▁holder▁no▁0｜>"),
-        PreTokenizer("grok-2", "qwen2"),
-        PreTokenizer("granite-embed-multi-97m", "gpt-4o", ignore_merges=True),
-        PreTokenizer("gemma4", "newlines", raw=True, add_bos=True),
-        PreTokenizer("sarvam-moe", "newlines", raw=True),
-        PreTokenizer("granite-embed-multi-311m", "newlines", raw=True, add_bos=True),
-    ]
-    rows += [
-        PreTokenizer(name, "llama3", ignore_merges=True, add_bos=True)
-        for name in [
+# Within a family the first row without a marker is the usual choice.
+_ROWS = [
+    PreTokenizer("default", "default"),
+    PreTokenizer("gpt-2", "gpt2"),
+    PreTokenizer("llama-bpe", "llama3", ignore_merges=True, add_bos=True),
+    PreTokenizer("qwen2", "qwen2", nfc=True),
+    PreTokenizer("smollm", "digits-gpt2"),
+    PreTokenizer("starcoder", "digits-gpt2", marker="<fim_prefix>"),
+    PreTokenizer("command-r", "digits-gpt2", nfc=True, marker="<BOS_TOKEN>"),
+    PreTokenizer("mpt", "gpt2", nfc=True),
+    PreTokenizer("olmo", "gpt2", nfc=True, marker="|||IP_ADDRESS|||"),
+    PreTokenizer("modern-bert", "gpt2", nfc=True, marker="[MASK]"),
+    PreTokenizer("roberta-bpe", "gpt2", add_sep=True, marker="<mask>"),
+    PreTokenizer("gpt-4o", "gpt-4o"),
+    PreTokenizer("llama4", "gpt-4o", marker="<|header_start|>"),
+    PreTokenizer("glm4", "llama3", ignore_merges=True, marker="[gMASK]"),
+    PreTokenizer("dbrx", "llama3"),
+    PreTokenizer("tekken", "tekken", ignore_merges=True, add_bos=True),
+    PreTokenizer("hunyuan-dense", "deepseek-v3", marker="<｜hy_place▁holder▁no▁0｜>"),
+    PreTokenizer("grok-2", "qwen2"),
+    PreTokenizer("granite-embed-multi-97m", "gpt-4o", ignore_merges=True),
+    PreTokenizer("gemma4", "newlines", raw=True, add_bos=True),
+    PreTokenizer("sarvam-moe", "newlines", raw=True),
+    PreTokenizer("granite-embed-multi-311m", "newlines", raw=True, add_bos=True),
+]
+# Names that differ from others in name alone: family, what comes with it, names.
+_ALIASES: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
+    (
+        "llama3",
+        {"ignore_merges": True, "add_bos": True},
+        (
             "llama3",
             "llama-v3",
             "falcon3",
@@ -199,25 +201,19 @@ def _rows() -> dict[str, PreTokenizer]:
             "midm-2.0",
             "lfm2",
             "jina-v5-nano",
-        ]
-    ]
-    rows.append(PreTokenizer("glm5", "llama3", ignore_merges=True))
-    rows += [PreTokenizer(name, "llama3") for name in ("smaug-bpe", "chatglm-bpe")]
-    rows += [
-        PreTokenizer(name, "qwen2", nfc=True)
-        for name in [
-            "deepseek-r1-qwen",
-            "kormo",
-            "f2llmv2",
-            "stablelm2",
-            "megrez",
-            "hunyuan",
-            "solar-open",
-        ]
-    ]
-    rows += [
-        PreTokenizer(name, "gpt2")
-        for name in [
+        ),
+    ),
+    ("llama3", {"ignore_merges": True}, ("glm5",)),
+    ("llama3", {}, ("smaug-bpe", "chatglm-bpe")),
+    (
+        "qwen2",
+        {"nfc": True},
+        ("deepseek-r1-qwen", "kormo", "f2llmv2", "stablelm2", "megrez", "hunyuan", "solar-open"),
+    ),
+    (
+        "gpt2",
+        {},
+        (
             "phi-2",
             "jina-es",
             "jina-de",
@@ -230,46 +226,43 @@ def _rows() -> dict[str, PreTokenizer]:
             "exaone4",
             "trillion",
             "granite-docling",
-        ]
-    ]
-    rows += [PreTokenizer(n, "gpt2", add_sep=True) for n in ("jina-v1-en", "jina-v2-code")]
-    rows += [
-        PreTokenizer(name, "digits-gpt2")
-        for name in ["refact", "codeshell", "exaone", "minerva-7b", "mellum2"]
-    ]
-    rows += [PreTokenizer(n, "deepseek-v3") for n in ("deepseek-v3", "hy_v4", "joyai-llm")]
-    rows += [PreTokenizer(n, "gpt-4o") for n in ("kanana2", "talkie", "minimax-m2")]
-    rows += [PreTokenizer(n, "bloom") for n in ("bloom", "poro-chat", "gpt3-finnish")]
-    rows += [PreTokenizer(n, "bailingmoe") for n in ("bailingmoe", "bailingmoe2", "llada-moe")]
-    rows += [PreTokenizer(n, "tiny-aya") for n in ("tiny_aya", "cohere2moe")]
-    rows += [
-        PreTokenizer(name, name)
-        for name in [
-            "deepseek-llm",
-            "deepseek-coder",
-            "falcon",
-            "viking",
-            "kimi-k2",
-            "jais-2",
-            "superbpe",
-            "seed-coder",
-            "ufakzeka",
-            "laguna",
-            "exaone-moe",
-            "afmoe",
-        ]
-    ]
-    rows += [
-        PreTokenizer("qwen35", "qwen35"),
-        PreTokenizer("spark2_5", "spark"),
-        PreTokenizer("youtu", "youtu", ignore_merges=True),
-        PreTokenizer("minicpm5", "minicpm5", ignore_merges=True),
-        PreTokenizer("chameleon", "chameleon", add_bos=True),
-    ]
+        ),
+    ),
+    ("gpt2", {"add_sep": True}, ("jina-v1-en", "jina-v2-code")),
+    ("digits-gpt2", {}, ("refact", "codeshell", "exaone", "minerva-7b", "mellum2")),
+    ("deepseek-v3", {}, ("deepseek-v3", "hy_v4", "joyai-llm")),
+    ("gpt-4o", {}, ("kanana2", "talkie", "minimax-m2")),
+    ("bloom", {}, ("bloom", "poro-chat", "gpt3-finnish")),
+    ("bailingmoe", {}, ("bailingmoe", "bailingmoe2", "llada-moe")),
+    ("tiny-aya", {}, ("tiny_aya", "cohere2moe")),
+    ("deepseek-llm", {}, ("deepseek-llm",)),
+    ("deepseek-coder", {}, ("deepseek-coder",)),
+    ("falcon", {}, ("falcon",)),
+    ("viking", {}, ("viking",)),
+    ("kimi-k2", {}, ("kimi-k2",)),
+    ("jais-2", {}, ("jais-2",)),
+    ("superbpe", {}, ("superbpe",)),
+    ("seed-coder", {}, ("seed-coder",)),
+    ("ufakzeka", {}, ("ufakzeka",)),
+    ("laguna", {}, ("laguna",)),
+    ("exaone-moe", {}, ("exaone-moe",)),
+    ("afmoe", {}, ("afmoe",)),
+    ("qwen35", {}, ("qwen35",)),
+    ("spark", {}, ("spark2_5",)),
+    ("youtu", {"ignore_merges": True}, ("youtu",)),
+    ("minicpm5", {"ignore_merges": True}, ("minicpm5",)),
+    ("chameleon", {"add_bos": True}, ("chameleon",)),
+)
+
+
+def _table() -> dict[str, PreTokenizer]:
+    rows = [*_ROWS]
+    for family, options, names in _ALIASES:
+        rows += [PreTokenizer(name, family, **options) for name in names]
     return {row.name: row for row in rows}
 
 
-PRE_TOKENIZERS: dict[str, PreTokenizer] = _rows()
+PRE_TOKENIZERS: dict[str, PreTokenizer] = _table()
 
 
 def canonical_regex(pattern: str) -> str:
