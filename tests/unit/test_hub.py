@@ -330,6 +330,7 @@ def test_environment_alone_chooses_the_server(
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path / "home"),
         "HF_TOKEN": "hf_other",
+        "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
     }
     done = subprocess.run(
