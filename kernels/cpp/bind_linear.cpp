@@ -52,7 +52,11 @@ void choose_tiles(LinearJob& job, int64_t total_rows) {
     }
     job.row_tile = multiple;
     const int64_t fitting = std::max<int64_t>(48, kCacheBytes / (4 * job.padded) / 12 * 12);
-    job.m_tile = std::min(job.m, fitting);
+    // Few weight rows on many threads: cut x into more pieces.
+    const int64_t row_tiles = (total_rows + multiple - 1) / multiple;
+    const int64_t pieces = (kTasksPerThread * thread_count() + row_tiles - 1) / row_tiles;
+    const int64_t piece = round_up((job.m + pieces - 1) / pieces, 12);
+    job.m_tile = std::min({job.m, fitting, std::max<int64_t>(24, piece)});
 }
 
 void allocate_rows(LinearJob& job, bool floats, bool codes) {

@@ -58,7 +58,8 @@ HB_INLINE float first_value(const float* x, uint32_t matches, float otherwise) {
 
 HB_INLINE void store_half_at(uint8_t* p, float v) {
 #if defined(HB_X86_BYTES)
-    const auto quick = static_cast<uint16_t>(_cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT));
+    const __m128i rounded = _mm_cvtps_ph(_mm_set_ss(v), _MM_FROUND_TO_NEAREST_INT);
+    const auto quick = static_cast<uint16_t>(_mm_cvtsi128_si32(rounded));
     const uint16_t bits = v == v ? quick : float_to_half_bits(v);
 #else
     const uint16_t bits = float_to_half_bits(v);

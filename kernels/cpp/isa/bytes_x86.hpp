@@ -8,7 +8,9 @@ namespace HB_ISA {
 HB_INLINE void prefetch(const uint8_t* p) {
     _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
 }
-HB_INLINE float half_at(const uint8_t* p) { return _cvtsh_ss(load_u16(p)); }
+HB_INLINE float half_at(const uint8_t* p) {
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(load_u16(p))));
+}
 
 // Low nibbles of 16 bytes, then their high nibbles.
 HB_INLINE B32 split_nibbles(const uint8_t* p) {

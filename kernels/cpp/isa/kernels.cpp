@@ -5,7 +5,7 @@
 #include <cstring>
 
 #if defined(_MSC_VER)
-#define HB_INLINE static __forceinline
+#define HB_INLINE __forceinline
 #else
 #define HB_INLINE inline __attribute__((always_inline))
 #endif
