@@ -81,3 +81,8 @@ def test_forced_instruction_sets() -> None:
     refused = run_with_isa("mmx")
     assert refused.returncode == 1
     assert "ValueError: HALFBYTE_ISA: mmx is not available, required scalar" in refused.stderr
+
+
+@needs_extension
+def test_the_roofline_is_plausible() -> None:
+    assert 1e7 < cpu.fma_peak(1 << 12) < 1e13
