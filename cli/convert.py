@@ -19,7 +19,7 @@ from halfbyte.cli.output import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from halfbyte.pipeline import ConvertReport
+    from halfbyte.conversion import ConvertReport
 
 
 def summary_table(report: ConvertReport) -> Table:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from halfbyte.cli.options import output_options, threads_option
+from halfbyte.cli.options import device_options, output_options
 from halfbyte.cli.output import print_json, print_table, size_text
 
 if TYPE_CHECKING:
@@ -41,9 +41,11 @@ def _table(rows: list[DemoRow]) -> Table:
 @click.command("demo", help="Read, quantize, write and verify the embedded model.")
 @click.option("--output", default="", metavar="FOLDER", help="Keep the written files here.")
 @click.option("--chunks", type=click.IntRange(min=1), default=8, show_default=True)
-@threads_option()
+@device_options()
 @output_options()
-def command(output: str, chunks: int, threads: int, as_json: bool, quiet: bool) -> None:
+def command(
+    output: str, chunks: int, device: str, threads: int, as_json: bool, quiet: bool
+) -> None:
     """Run the demonstration."""
     from halfbyte.demonstration import run_demo
 

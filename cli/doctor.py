@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from halfbyte.cli.options import output_options
+from halfbyte.cli.options import device_options, output_options
 from halfbyte.cli.output import print_json
 
 
 @click.command("doctor", help="Show devices, compiled features and versions.")
+@device_options()
 @output_options()
-def command(as_json: bool, quiet: bool) -> None:
+def command(device: str, threads: int, as_json: bool, quiet: bool) -> None:
     """Describe the installation."""
     from halfbyte.runtime.doctor import diagnose
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from halfbyte.cli.options import output_options, source_options
+from halfbyte.cli.options import device_options, output_options, source_options
 from halfbyte.cli.output import print_json, print_table, size_text
 
 if TYPE_CHECKING:
@@ -61,12 +61,15 @@ def _show(inspection: Inspection, every: bool) -> None:
 @click.argument("source", metavar="SRC")
 @click.option("--verify", is_flag=True, help="Check hashes and every value; reads the whole file.")
 @click.option("--all", "every", is_flag=True, help="List every tensor.")
+@device_options()
 @source_options()
 @output_options()
 def command(
     source: str,
     verify: bool,
     every: bool,
+    device: str,
+    threads: int,
     revision: str,
     allow_pickle: bool,
     as_json: bool,
@@ -75,7 +78,9 @@ def command(
     """Describe a model."""
     from halfbyte.pipeline import inspect
 
-    found = inspect(source, verify=verify, revision=revision, allow_pickle=allow_pickle)
+    found = inspect(
+        source, verify=verify, threads=threads, revision=revision, allow_pickle=allow_pickle
+    )
     if as_json:
         print_json(found.to_json())
     elif not quiet:

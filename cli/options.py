@@ -29,23 +29,33 @@ def output_options() -> Callable[[Function], Function]:
     )
 
 
-def threads_option() -> Callable[[Function], Function]:
-    """Add --threads; 0 means all processors."""
-    return click.option(
-        "--threads",
-        type=click.IntRange(min=0),
-        default=0,
-        metavar="N",
-        help="Worker threads; 0 takes every processor.",
-    )
+def _usable(context: click.Context, option: click.Parameter, device: str) -> str:
+    """Refuse a device that this version or this machine does not have, whatever the command."""
+    if device != "cpu":
+        from halfbyte.runtime import get_backend
+
+        get_backend(device)
+    return device
 
 
 def device_options() -> Callable[[Function], Function]:
-    """Add --device and --threads."""
-    device = click.option(
-        "--device", type=click.Choice(DEVICES), default="cpu", help="Where to compute."
+    """Add --device and --threads; 0 threads means all processors."""
+    return _stack(
+        click.option(
+            "--device",
+            type=click.Choice(DEVICES),
+            default="cpu",
+            callback=_usable,
+            help="Where to compute.",
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=0),
+            default=0,
+            metavar="N",
+            help="Worker threads; 0 takes every processor.",
+        ),
     )
-    return _stack(device, threads_option())
 
 
 def compute_option(default: str) -> Callable[[Function], Function]:
@@ -90,7 +100,7 @@ def write_options() -> Callable[[Function], Function]:
         click.option(
             "--push-to-hub", default="", metavar="ORG/NAME", help="Upload what was written."
         ),
-        threads_option(),
+        device_options(),
         source_options(),
         output_options(),
     )

@@ -37,6 +37,9 @@ def _gate_options(function: Any) -> Any:
 @click.option("--context", type=click.IntRange(min=4), default=512, show_default=True)
 @click.option("--chunks", type=click.IntRange(min=1), default=None, help="Judge at most N chunks.")
 @_gate_options
+@click.option(
+    "--allow-pickle", is_flag=True, help="Read pytorch_model.bin, through a restricted unpickler."
+)
 @compute_option("exact")
 @device_options()
 @output_options()
@@ -46,6 +49,7 @@ def command(
     data: str | None,
     context: int,
     chunks: int | None,
+    allow_pickle: bool,
     compute: str,
     device: str,
     threads: int,
@@ -68,6 +72,7 @@ def command(
             device=device,
             compute=compute,
             threads=threads,
+            allow_pickle=allow_pickle,
             progress=None if bar is None else bar.of_total,
         )
     if as_json:

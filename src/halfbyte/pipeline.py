@@ -1,83 +1,23 @@
-"""Open, convert, quantize and verify, end to end."""
+"""Open, convert, quantize, verify and inspect, end to end."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfbyte.converters import detect, format_for_output
-from halfbyte.converters.format import ReadOptions, WriteOptions, WrittenTensor
+from halfbyte.conversion import ConvertReport, OutputRequest, ProgressFor, write
+from halfbyte.converters import detect
+from halfbyte.converters.format import ReadOptions
 from halfbyte.engine import available_threads
 from halfbyte.errors import HalfbyteError
 from halfbyte.ir.model import Model
-from halfbyte.memory import PeakMemory
 
 if TYPE_CHECKING:
-    from halfbyte.quant.plan import Plan
     from halfbyte.runtime.session import Session
     from halfbyte.verification.inspection import Inspection
     from halfbyte.verification.report import VerifyReport
-
-Progress = Callable[[int], None]
-ProgressFor = Callable[[int], Progress | None]
-
-
-@dataclass(frozen=True)
-class TensorVerdict:
-    """What became of one weight."""
-
-    name: str
-    source_name: str
-    source_encoding: str
-    encoding: str
-    verdict: str
-    bytes: int
-    values: int = 0
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class ConvertReport:
-    """What a conversion wrote."""
-
-    output: str
-    bytes: int
-    tensors: list[TensorVerdict]
-    seconds: float
-    peak_memory_bytes: int
-    warnings: tuple[str, ...] = ()
-    pushed_to: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable form."""
-        return {
-            "output": self.output,
-            "bytes": self.bytes,
-            "tensors": [vars(tensor) for tensor in self.tensors],
-            "seconds": self.seconds,
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "warnings": list(self.warnings),
-            "pushed_to": self.pushed_to,
-        }
-
-
-@dataclass(frozen=True)
-class OutputRequest:
-    """What to write and how: the arguments that `convert` and `quantize` share."""
-
-    to: str = ""
-    type: str = ""
-    overrides: Sequence[tuple[str, str]] = ()
-    requantize: bool = False
-    method: str = "rtn"
-    threads: int = 0
-    push_to_hub: str = ""
-    options: ReadOptions = field(default_factory=ReadOptions)
 
 
 def resolve(source: str | Path, revision: str = "", allow_pickle: bool = True) -> Path:
@@ -102,123 +42,6 @@ def open(source: str | Path, *, revision: str = "", allow_pickle: bool = False) 
     return detect(path).read(path, ReadOptions(allow_pickle=allow_pickle))
 
 
-def _refuse_overwriting(source: Path, destination: Path) -> None:
-    if destination.exists() and source.resolve() == destination.resolve():
-        raise HalfbyteError(f"{destination}: is the source itself; write somewhere else")
-
-
-def _verdicts(plan: Plan, written: list[WrittenTensor]) -> list[TensorVerdict]:
-    decided = {decision.tensor.name: decision for decision in plan.decisions}
-    found = []
-    for tensor in written:
-        decision = decided.get(tensor.source_name)
-        found.append(
-            TensorVerdict(
-                tensor.name,
-                tensor.source_name,
-                str(decision.source) if decision else tensor.encoding,
-                tensor.encoding,
-                str(decision.verdict) if decision else "exact",
-                tensor.nbytes,
-                decision.tensor.size if decision else 0,
-                decision.reason if decision else "",
-            )
-        )
-    return found
-
-
-def _output_bytes(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
-class _Collector(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
-@contextlib.contextmanager
-def _logged_warnings() -> Iterator[list[str]]:
-    """Collect what a writer warns about, so that it reaches the report."""
-    logger, collector = logging.getLogger("halfbyte"), _Collector()
-    logger.addHandler(collector)
-    try:
-        yield collector.lines
-    finally:
-        logger.removeHandler(collector)
-
-
-def _write(
-    source: str | Path,
-    destination: str | Path,
-    request: OutputRequest,
-    progress: ProgressFor | None,
-) -> ConvertReport:
-    from halfbyte.quant.plan import apply_plan, make_plan
-
-    started = time.perf_counter()
-    output = Path(destination)
-    if request.push_to_hub:
-        from halfbyte.converters.hugging_face.hub import check_repository
-
-        check_repository(request.push_to_hub)
-    with PeakMemory() as memory, _logged_warnings() as logged:
-        path = resolve(source)
-        _refuse_overwriting(path, output)
-        target, flavour = format_for_output(output, request.to)
-        reader = detect(path)
-        if reader.name == "hb":
-            from halfbyte.converters.native.reader import verify_hashes
-
-            verify_hashes(path, request.threads or available_threads())
-        model = reader.read(path, request.options)
-        plan = make_plan(
-            model,
-            target.profile(flavour),
-            request.type,
-            overrides=request.overrides,
-            requantize=request.requantize,
-            aliases=_weight_aliases,
-        )
-        planned = apply_plan(model, plan, method=request.method)
-        total = sum(tensor.nbytes for tensor in planned.weights.values())
-        options = WriteOptions(
-            flavour=flavour,
-            threads=request.threads or available_threads(),
-            progress=None if progress is None else progress(total),
-        )
-        written = target.write(planned, output, options)
-    if request.push_to_hub:
-        from halfbyte.converters.hugging_face.hub import push
-
-        push(output, request.push_to_hub)
-    return ConvertReport(
-        str(output),
-        _output_bytes(output),
-        _verdicts(plan, written),
-        time.perf_counter() - started,
-        memory.peak_bytes,
-        (*model.warnings, *plan.warnings, *logged),
-        request.push_to_hub,
-    )
-
-
-def _weight_aliases(tensor: Any) -> list[str]:
-    """Return the names under which `--tensor` finds a weight besides its own."""
-    from halfbyte.converters.gguf.names import gguf_name
-
-    if tensor.key is None:
-        return []
-    try:
-        return [gguf_name(tensor.key)]
-    except KeyError:
-        return []
-
-
 def convert(
     source: str | Path,
     destination: str | Path,
@@ -228,6 +51,7 @@ def convert(
     overrides: Sequence[tuple[str, str]] = (),
     requantize: bool = False,
     threads: int = 0,
+    device: str = "cpu",
     allow_pickle: bool = False,
     revision: str = "",
     push_to_hub: str = "",
@@ -241,10 +65,11 @@ def convert(
     Raises:
         HalfbyteError: the source is broken, or the target cannot hold the model.
     """
+    options = ReadOptions(allow_pickle)
     request = OutputRequest(
-        to, type, overrides, requantize, "rtn", threads, push_to_hub, ReadOptions(allow_pickle)
+        to, type, overrides, requantize, "rtn", threads, device, push_to_hub, options
     )
-    return _write(resolve(source, revision, allow_pickle), destination, request, progress)
+    return write(resolve(source, revision, allow_pickle), Path(destination), request, progress)
 
 
 def quantize(
@@ -257,6 +82,7 @@ def quantize(
     overrides: Sequence[tuple[str, str]] = (),
     requantize: bool = False,
     threads: int = 0,
+    device: str = "cpu",
     allow_pickle: bool = False,
     revision: str = "",
     push_to_hub: str = "",
@@ -269,10 +95,11 @@ def quantize(
     """
     if not type:
         raise HalfbyteError("quantize: no type given, one is required; for example Q4_0 or int8")
+    options = ReadOptions(allow_pickle)
     request = OutputRequest(
-        to, type, overrides, requantize, method, threads, push_to_hub, ReadOptions(allow_pickle)
+        to, type, overrides, requantize, method, threads, device, push_to_hub, options
     )
-    return _write(resolve(source, revision, allow_pickle), destination, request, progress)
+    return write(resolve(source, revision, allow_pickle), Path(destination), request, progress)
 
 
 def session(
@@ -295,6 +122,7 @@ def verify(
     device: str = "cpu",
     compute: str = "exact",
     threads: int = 0,
+    allow_pickle: bool = False,
     progress: ProgressFor | None = None,
 ) -> VerifyReport:
     """Measure how far `candidate` is from `reference`.
@@ -310,7 +138,7 @@ def verify(
     from halfbyte.verification.report import VerifyReport
 
     started = time.perf_counter()
-    models = [open(reference), open(candidate)]
+    models = [open(path, allow_pickle=allow_pickle) for path in (reference, candidate)]
     sessions = [session(m, device=device, compute=compute, threads=threads) for m in models]
     inputs = evaluation_data(models[0], models[1], data)
     require_figures(limits or {}, of_outputs=bool(inputs.batches))
@@ -334,7 +162,12 @@ def verify(
 
 
 def inspect(
-    source: str | Path, *, verify: bool = False, revision: str = "", allow_pickle: bool = False
+    source: str | Path,
+    *,
+    verify: bool = False,
+    threads: int = 0,
+    revision: str = "",
+    allow_pickle: bool = False,
 ) -> Inspection:
     """Return what the model at `source` is; `verify` reads and checks every weight.
 
@@ -348,5 +181,5 @@ def inspect(
     if verify and model.provenance.format == "hb":
         from halfbyte.converters.native.reader import verify_hashes
 
-        verify_hashes(path)
+        verify_hashes(path, threads or available_threads())
     return describe(model, str(source), read_weights=verify)

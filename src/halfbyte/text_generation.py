@@ -57,7 +57,7 @@ def prompt_tokens(model: Model, codec: Codec, request: TextRequest) -> list[int]
     """
     assert model.tokenizer is not None
     if request.raw or not model.tokenizer.chat_template:
-        tokens = codec.encode(request.prompt, add_special=True, parse_special=not request.raw)
+        tokens = codec.encode(request.prompt, add_special=True, parse_special=True)
     else:
         messages = [{"role": "system", "content": request.system}] if request.system else []
         messages.append({"role": "user", "content": request.prompt})

@@ -12,6 +12,7 @@ import pytest
 
 import halfbyte
 from halfbyte import demonstration
+from halfbyte.cli import COMMANDS
 from halfbyte.converters.tokenizers.codec import Codec
 from support.model_folders import tiny_model, write_model
 
@@ -92,10 +93,20 @@ def test_chat_template(cli, models):
     assert codec.decode(raw) == "hi"
 
 
-def test_special_tokens_in_a_raw_prompt_are_text(cli, models):
+def test_special_tokens_in_a_prompt_are_tokens(cli, models):
     shared = ("run", models / "llama", "<|endoftext|>", "--max-tokens", 1, "--json")
     assert cli(*shared).json()["prompt_token_ids"] == [0]
-    assert 0 not in cli(*shared, "--raw").json()["prompt_token_ids"]
+    assert cli(*shared, "--raw").json()["prompt_token_ids"] == [0]
+
+
+def test_every_command_takes_device_and_threads(cli, models):
+    for name in COMMANDS.keys() - {"completion"}:
+        shown = cli(name, "--help").out
+        assert "--device" in shown and "--threads" in shown and "--quiet" in shown, name
+        assert "--json" in shown, name
+    refused = cli("inspect", models / "llama", "--device", "cuda")
+    assert refused.code == 1
+    assert "error: device 'cuda' is not available; " in refused.err
 
 
 def test_arrays_in_and_out(cli, models, tmp_path):

@@ -43,10 +43,9 @@ def test_the_template_adds_no_second_beginning():
     assert tokens_of(model, "hi", raw=True).count(0) == 1
 
 
-def test_special_tokens_are_parsed_unless_raw():
-    plain = chat_model(None)
-    assert tokens_of(plain, "<|endoftext|>") == [0]
-    assert 0 not in tokens_of(plain, "<|endoftext|>", raw=True)
+@pytest.mark.parametrize("raw", [False, True])
+def test_special_tokens_in_a_prompt_are_tokens(raw):
+    assert tokens_of(chat_model(None), "<|endoftext|>", raw=raw) == [0]
 
 
 def test_an_empty_prompt():
