@@ -20,6 +20,8 @@ ROWS_SHOWN = 40
 def _tensor_table(inspection: Inspection, every: bool) -> Table:
     from rich.table import Table
 
+    from halfbyte.verification.inspection import shorten
+
     shown = inspection.tensors if every else inspection.tensors[:ROWS_SHOWN]
     table = Table()
     for column in ("tensor", "shape", "encoding", "bits", "bytes"):
@@ -28,7 +30,7 @@ def _tensor_table(inspection: Inspection, every: bool) -> Table:
         shape = " x ".join(str(dim) for dim in tensor["shape"]) or "scalar"
         bits = f"{tensor['bits_per_weight']:.2f}"
         size = size_text(tensor["bytes"])
-        table.add_row(tensor["name"], shape, tensor["encoding"], bits, size)
+        table.add_row(shorten(tensor["name"]), shape, tensor["encoding"], bits, size)
     hidden = len(inspection.tensors) - len(shown)
     if hidden:
         table.caption = f"{hidden} more; --all shows them"

@@ -62,13 +62,15 @@ def _describe_tokenizer(model: Model) -> str:
 
 
 def shorten(value: Any) -> str:
-    """Return a value as one line of at most about 100 characters."""
+    """Return a value as one line of at most about 100 printable characters."""
     if isinstance(value, np.ndarray | list | tuple) and len(value) > 8:
         first = ", ".join(str(item) for item in value[:4])
         return f"[{first}, ...] ({len(value):,} entries)"
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
     text = " ".join(str(value).split())
+    # A file's text may hold escape sequences that a terminal would obey.
+    text = "".join(c if c.isprintable() else "\ufffd" for c in text[: VALUE_CHARACTERS + 1])
     return text if len(text) <= VALUE_CHARACTERS else text[: VALUE_CHARACTERS - 4] + " ..."
 
 

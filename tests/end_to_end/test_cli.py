@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import json
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
+from dataclasses import replace
+from importlib import import_module
 
 import click
 import pytest
 
 from halfbyte import __version__
 from halfbyte.cli import COMMANDS, group
+from halfbyte.cli.output import print_json
 from halfbyte.errors import GateError, HalfbyteError
+from support.model_folders import tiny_model, write_model
 
 HEAVY = ("numpy", "onnx", "rich", "gguf", "tokenizers", "jinja2", "huggingface_hub", "torch")
 
@@ -133,6 +141,59 @@ def test_a_reader_that_goes_away_is_no_error(models):
     )
     found = python("-c", code, str(models / "llama.gguf"))
     assert found.stdout.split() == [b"1"]
+
+
+def test_main_leaves_with_the_exit_code(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["halfbyte", "doctor", "--quiet"])
+    for module in ("halfbyte.cli", "halfbyte.__main__"):
+        with pytest.raises(SystemExit) as left:
+            import_module(module).main()
+        assert left.value.code == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_closed_pipe(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(group.LazyGroup, "get_command", lambda *_: raising(BrokenPipeError()))
+    with contextlib.suppress(SystemExit):
+        assert group.run(["inspect"]) == 1
+
+
+def test_the_group_knows_its_commands():
+    context = click.Context(group.halfbyte)
+    assert group.halfbyte.list_commands(context) == list(COMMANDS)
+    assert group.halfbyte.get_command(context, "nothing") is None
+
+
+def test_json_has_no_nan(capsys):
+    print_json({"a": [math.nan, math.inf, -math.inf, 1.5], "b": ("é", {"c": math.nan})})
+    assert json.loads(capsys.readouterr().out) == {
+        "a": [None, None, None, 1.5],
+        "b": ["é", {"c": None}],
+    }
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_an_interrupt_while_text_streams(tmp_path):
+    model = tiny_model("llama")
+    endless = replace(model.tokenizer, special_ids={}, stop_ids=(), source={})
+    path = write_model(replace(model, tokenizer=endless, _graph=[]), tmp_path / "endless.hb")
+    command = [
+        sys.executable,
+        "-m",
+        "halfbyte",
+        "run",
+        str(path),
+        "fox",
+        "--max-tokens",
+        "10000000",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.read(10)
+        running.send_signal(signal.SIGINT)
+        _, shown = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert shown.decode().strip() == "error: interrupted"
 
 
 def test_output_survives_a_terminal_without_unicode(models):

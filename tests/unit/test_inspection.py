@@ -28,6 +28,7 @@ from support.model_folders import tiny_model
         ([1, 2], "[1, 2]"),
         (list(range(1000)), "[0, 1, 2, 3, ...] (1,000 entries)"),
         (np.arange(9), "[0, 1, 2, 3, ...] (9 entries)"),
+        ("a\x1b[31mb\0", "a\ufffd[31mb\ufffd"),
         ("x" * 100, "x" * 100),
         ("x" * 101, "x" * 96 + " ..."),
     ],
