@@ -87,7 +87,11 @@ def compare(
     chunks: NDArray[np.int64],
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Return the figures of two models over token chunks [chunks, context] int64."""
+    """Return the figures of two models over token chunks [chunks, context] int64.
+
+    Raises:
+        HalfbyteError: the models have vocabularies of different sizes.
+    """
     figures = TokenFigures()
     context = chunks.shape[1]
     judged = np.arange(context // 2, context - 1, dtype=np.int64)
@@ -97,7 +101,14 @@ def compare(
             session.reset()
             inputs = {"input_ids": tokens[None, :], "output_positions": judged}
             logits.append(session.run(inputs)["logits"][0])
-        figures.add(logits[0], logits[1], tokens[judged + 1])
+        sizes = [array.shape[-1] for array in logits]
+        if sizes[0] != sizes[1]:
+            raise HalfbyteError(
+                f"the models give logits over {sizes[0]} and {sizes[1]} tokens, they must agree; "
+                "compare two forms of the same model"
+            )
+        with np.errstate(invalid="ignore"):  # infinite logits become NaN, which fails every gate
+            figures.add(logits[0], logits[1], tokens[judged + 1])
         if progress is not None:
             progress(1)
     return figures.summarize()

@@ -9,7 +9,9 @@ import pytest
 
 import halfbyte
 from halfbyte.errors import GateError
+from halfbyte.ir.tensor import tensor_from_array
 from support.model_folders import tiny_model, write_model
+from support.random_models import random_model
 
 FIGURES = {
     *("tokens", "mean_kl", "median_kl", "p99_kl", "max_kl", "top1_agreement"),
@@ -175,3 +177,27 @@ def test_data_that_does_not_fit(cli, fails, models, tmp_path):
     assert "no such figure" in fails(*pair, "--data", models / "text.txt", "--min-cosine", 1)
     assert "no such figure" in fails("verify", models / "bert", models / "bert.gguf", "--max-kl", 1)
     assert cli(*pair, "--context", 3).code == 2
+
+
+def test_vocabularies_of_different_sizes(fails, models, tmp_path):
+    like = tiny_model("llama", hidden_size=64, intermediate_size=128)
+    wide = random_model("llama", vocab_size=384, hidden_size=64, intermediate_size=128)
+    path = write_model(replace(wide, tokenizer=like.tokenizer, _graph=[]), tmp_path / "wide.gguf")
+    options = ("--data", models / "text.txt", "--context", 32)
+    assert "logits over 320 and 384 tokens" in fails("verify", models / "llama", path, *options)
+
+
+@pytest.mark.parametrize("factor", [1e9, np.nan, np.inf])
+def test_a_broken_candidate_fails_its_gates(factor, cli, models, tmp_path):
+    model = tiny_model("llama", hidden_size=64, intermediate_size=128)
+    head = model.weights["lm_head.weight"]
+    values = np.full(head.shape, factor, np.float32) * (head.float32() + 1)
+    broken = tensor_from_array(head.name, values).identified(head.key)
+    weights = {**model.weights, head.name: broken}
+    path = write_model(model.with_weights(weights), tmp_path / "broken.gguf")
+    options = ("--data", models / "text.txt", "--context", 32, "--chunks", 2)
+    limits = ("--max-kl", 1e6, "--max-ppl-increase", 1e6, "--json")
+    found = cli("verify", models / "llama", path, *options, *limits)
+    assert found.code == 3
+    assert found.json()["passed"] is False
+    assert found.json()["ppl_candidate"] is None

@@ -9,7 +9,7 @@ import pytest
 
 from halfbyte.errors import GateError, HalfbyteError
 from halfbyte.verification.gates import Gate, judge, require_figures
-from halfbyte.verification.language_model import TokenFigures, chunk_tokens
+from halfbyte.verification.language_model import TokenFigures, chunk_tokens, compare
 from halfbyte.verification.metrics import (
     METRICS,
     agreement,
@@ -19,6 +19,7 @@ from halfbyte.verification.metrics import (
     probability_change,
 )
 from halfbyte.verification.metrics.log_probabilities import log_softmax
+from halfbyte.verification.outputs import worst
 from halfbyte.verification.report import VerifyReport
 
 
@@ -165,3 +166,42 @@ def test_every_metric_has_a_module_and_a_side():
     for module, side in METRICS.values():
         assert import_module(module).summarize
         assert side in ("min", "max")
+
+
+def test_a_hopeless_model_has_an_infinite_perplexity():
+    found = perplexity.summarize(np.array([1.0, 2.0]), np.array([1000.0, 3000.0]))
+    assert found["ppl_candidate"] == found["ppl_ratio"] == math.inf
+    assert not Gate("ppl_increase", 1e300, found["ppl_increase"]).passed
+
+
+def test_the_worst_of_all_outputs_is_nan():
+    good = {"cosine": 1.0, "max_abs_error": 0.5, "max_rel_error": 0.25}
+    bad = dict.fromkeys(good, math.nan)
+    for entries in ([good, bad], [bad, good]):
+        assert all(math.isnan(value) for value in worst(entries).values())
+    assert worst([good, {"cosine": 0.5, "max_abs_error": 0.125, "max_rel_error": 1.0}]) == {
+        "cosine": 0.5,
+        "max_abs_error": 0.5,
+        "max_rel_error": 1.0,
+    }
+
+
+def test_infinite_logits_fail_without_a_warning():
+    class Given:
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def reset(self) -> None:
+            pass
+
+        def run(self, inputs):
+            logits = np.zeros((1, len(inputs["output_positions"]), 3), np.float32)
+            logits[..., 1] = self.value
+            return {"logits": logits}
+
+    chunks = np.zeros((2, 8), np.int64)
+    found = compare(Given(1.0), Given(math.inf), chunks)
+    assert math.isnan(found["mean_kl"]) and math.isnan(found["ppl_candidate"])
+    assert found["tokens"] == 6
+    exact = compare(Given(1.0), Given(1.0), chunks)
+    assert exact["ppl_reference"] == pytest.approx(2 + math.e)
