@@ -37,12 +37,14 @@ def atomic_file(destination: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield a binary file that replaces `destination` when the block ends without an error.
 
     Raises:
-        HalfbyteError: the target folder does not exist or `destination` is a folder.
+        HalfbyteError: the target folder does not exist, or `destination` is no regular file.
     """
     final = Path(destination)
     _require_parent(final)
     if final.is_dir():
         raise HalfbyteError(f"{final}: is a folder, a file was required; name a file inside it")
+    if final.exists() and not final.is_file():
+        raise HalfbyteError(f"{final}: is a device or pipe, a file was required; name a file")
     partial = _temporary_name(final)
     try:
         with partial.open("w+b") as stream:

@@ -62,6 +62,15 @@ def test_bad_places_for_a_file(tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(HalfbyteError, match="is a device or pipe"), atomic_file(pipe):
+        pass
+    assert pipe.is_fifo()
+
+
 def test_a_folder_appears_when_it_is_whole(tmp_path):
     final = tmp_path / "model"
     with atomic_folder(final) as folder:
