@@ -52,7 +52,7 @@ def _require_usage(prompt: str | None, arrays: str, output: str) -> None:
 @click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True)
 @click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True)
 @click.option("--repetition-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0)
-@click.option("--seed", type=int, default=None, help="Same seed, same text.")
+@click.option("--seed", type=click.IntRange(min=0), default=None, help="Same seed, same text.")
 @click.option("--stop", "stops", multiple=True, help="End where this text appears.")
 @click.option("--system", default="", help="System message of the chat.")
 @click.option("--raw", is_flag=True, help="No chat template: the prompt as it is.")

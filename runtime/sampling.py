@@ -45,6 +45,7 @@ class Sampling:
             ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
             ("repetition_window", self.repetition_window >= 0, "0 or more"),
+            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
         )
         for name, kept, required in rules:
             if not kept:

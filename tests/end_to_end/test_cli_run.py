@@ -145,6 +145,7 @@ def test_arrays_that_do_not_fit(fails, models, tmp_path):
         ["text", "--output", "y.npz"],
         ["text", "--temperature", "-1"],
         ["text", "--top-p", "2"],
+        ["text", "--seed", "-1"],
         ["text", "--compute", "wrong"],
         ["text", "--device", "abacus"],
         ["text", "--threads", "-1"],

@@ -97,3 +97,9 @@ def test_models_without_text():
     mute = replace(tiny_model("llama"), tokenizer=None, _graph=[])
     with pytest.raises(HalfbyteError, match="has no tokenizer"):
         generate_text(mute, Session(mute), request)
+
+
+def test_a_negative_seed():
+    model = tiny_model("llama")
+    with pytest.raises(HalfbyteError, match="seed is -1, 0 or more required"):
+        generate_text(model, Session(model), TextRequest("x", seed=-1))
