@@ -4,8 +4,8 @@
 
 The second file holds MODEL's weights in TYPE, decoded to F32 again. llama-perplexity stores the
 reference's log-probabilities in 16 bits, at most 16 nats below the best token, and compares with
-those: the same rounding is applied to our logits for the column `as stored`, which must agree
-within 1 %. The column `halfbyte` holds the command's own figures, from float32 logits.
+those: the column `as stored` is `halfbyte verify --reference-storage 16-bit`, which must agree
+within 1 %. The column `halfbyte` holds the default, which rounds nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +19,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from llama_cpp import tools_folder
-from numpy.typing import NDArray
 
 NUMBER = r"(-?[\d.]+)"
 PATTERNS = {
@@ -67,11 +64,12 @@ class Verification:
         self.text = text
         self.context, self.chunks, self.threads = options.context, options.chunks, options.threads
 
-    def track_halfbyte(self) -> dict[str, float]:
+    def track_halfbyte(self, storage: str = "exact") -> dict[str, float]:
         """Return the command's figures."""
         command = [sys.executable, "-m", "halfbyte", "verify", *map(str, self.pair)]
         command += ["--data", str(self.text), "--context", str(self.context), "--json"]
         command += ["--chunks", str(self.chunks), "--threads", str(self.threads)]
+        command += ["--reference-storage", storage]
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         return dict(json.loads(out))
 
@@ -92,40 +90,6 @@ class Verification:
                 base.unlink()
                 return {n: value / 100 if n in PERCENT else value for n, value in found.items()}
         raise RuntimeError("llama-perplexity printed no statistics")
-
-    def figures_as_stored(self) -> dict[str, float]:
-        """Return our figures with the reference's log-probabilities in 16 bits."""
-        import halfbyte
-        from halfbyte.evaluation_data import evaluation_data
-        from halfbyte.verification import language_model
-
-        models = [halfbyte.open(path) for path in self.pair]
-        data = evaluation_data(models[0], models[1], self.text)
-        table = language_model.chunk_tokens(
-            data.tokens, self.context, self.chunks, data.first_token
-        )
-        first, second = (halfbyte.Session(model, threads=self.threads) for model in models)
-        return language_model.compare(_Stored(first), second, table)
-
-
-class _Stored:
-    """A session whose logits come back through llama-perplexity's 16-bit file."""
-
-    def __init__(self, session: Any) -> None:
-        self.session = session
-
-    def reset(self) -> None:
-        self.session.reset()
-
-    def run(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        logits = self.session.run(inputs)["logits"].astype(np.float64)
-        highest = logits.max(axis=-1, keepdims=True)
-        lowest = np.maximum(logits.min(axis=-1, keepdims=True), highest - 16)
-        step = (highest - lowest) / 65535
-        codes = np.clip((logits - lowest) / step + 0.5, 0, 65535).astype(np.uint16)
-        # Log-probabilities as stored need not sum to one; a shift of all logits keeps them.
-        total = np.log(np.exp(logits - highest).sum(axis=-1, keepdims=True))
-        return {"logits": lowest - highest - total + codes * step}
 
 
 def timed(action: Callable[[], dict[str, float]]) -> tuple[dict[str, float], float]:
@@ -149,7 +113,7 @@ def main() -> None:
         bench = Verification(pair, options.text, options)
         ours, our_seconds = timed(bench.track_halfbyte)
         theirs, their_seconds = timed(bench.track_llama_perplexity)
-        stored = bench.figures_as_stored()
+        stored = bench.track_halfbyte("16-bit")
     print(f"{'figure':<24} {'llama-perplexity':>16} {'as stored':>14} {'differs':>8} ", end="")
     print(f"{'halfbyte':>14} {'differs':>8}")
     for name, expected in theirs.items():

@@ -38,6 +38,13 @@ def _gate_options(function: Any) -> Any:
 @click.option("--chunks", type=click.IntRange(min=1), default=None, help="Judge at most N chunks.")
 @_gate_options
 @click.option(
+    "--reference-storage",
+    type=click.Choice(("exact", "16-bit")),
+    default="exact",
+    show_default=True,
+    help="16-bit rounds the reference as llama-perplexity stores it, for figures equal to its own.",
+)
+@click.option(
     "--allow-pickle", is_flag=True, help="Read pytorch_model.bin, through a restricted unpickler."
 )
 @compute_option("exact")
@@ -49,6 +56,7 @@ def command(
     data: str | None,
     context: int,
     chunks: int | None,
+    reference_storage: str,
     allow_pickle: bool,
     compute: str,
     device: str,
@@ -69,6 +77,7 @@ def command(
             context=context,
             chunks=chunks,
             limits=limits,
+            reference_storage=reference_storage,
             device=device,
             compute=compute,
             threads=threads,

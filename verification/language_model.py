@@ -17,15 +17,25 @@ from numpy.typing import NDArray
 from halfbyte.errors import HalfbyteError
 from halfbyte.runtime.session import Session
 from halfbyte.verification.metrics import agreement, kl_divergence, perplexity, probability_change
-from halfbyte.verification.metrics.log_probabilities import log_softmax, row_blocks
+from halfbyte.verification.metrics.log_probabilities import (
+    STORED_RANGE,
+    log_softmax,
+    row_blocks,
+    stored_log_probabilities,
+)
 
 Progress = Callable[[int], None]
 
 
 @dataclass
 class TokenFigures:
-    """Figures of every judged token, collected chunk by chunk."""
+    """Figures of every judged token, collected chunk by chunk.
 
+    storage: `exact`, or `16-bit` for the reference's log-probabilities as llama-perplexity stores
+    them; its figures then come out the same, artefacts of the storage included.
+    """
+
+    storage: str = "exact"
     kl: list[NDArray[np.float64]] = field(default_factory=list)
     same: list[NDArray[np.bool_]] = field(default_factory=list)
     reference: list[NDArray[np.float64]] = field(default_factory=list)
@@ -40,8 +50,13 @@ class TokenFigures:
         """Judge logits [rows, vocabulary] of both models; following: [rows] the true tokens."""
         self.same.append(agreement.per_token(reference, candidate))
         for rows in row_blocks(len(following)):
-            first, second = log_softmax(reference[rows]), log_softmax(candidate[rows])
-            self.kl.append(kl_divergence.per_token(first, second))
+            second = log_softmax(candidate[rows])
+            if self.storage == "exact":
+                first = log_softmax(reference[rows])
+                self.kl.append(kl_divergence.per_token(first, second))
+            else:
+                first = stored_log_probabilities(reference[rows])
+                self.kl.append(kl_divergence.per_token(first, second, floor=-STORED_RANGE))
             picked = following[rows, None]
             self.reference.append(np.take_along_axis(first, picked, axis=1)[:, 0])
             self.candidate.append(np.take_along_axis(second, picked, axis=1)[:, 0])
@@ -86,13 +101,16 @@ def compare(
     candidate: Session,
     chunks: NDArray[np.int64],
     progress: Progress | None = None,
+    storage: str = "exact",
 ) -> dict[str, float]:
     """Return the figures of two models over token chunks [chunks, context] int64.
+
+    storage: see `TokenFigures`.
 
     Raises:
         HalfbyteError: the models have vocabularies of different sizes.
     """
-    figures = TokenFigures()
+    figures = TokenFigures(storage)
     context = chunks.shape[1]
     judged = np.arange(context // 2, context - 1, dtype=np.int64)
     for tokens in chunks:

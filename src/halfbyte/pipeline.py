@@ -119,6 +119,7 @@ def verify(
     context: int = 512,
     chunks: int | None = None,
     limits: Mapping[str, float] | None = None,
+    reference_storage: str = "exact",
     device: str = "cpu",
     compute: str = "exact",
     threads: int = 0,
@@ -128,6 +129,8 @@ def verify(
     """Measure how far `candidate` is from `reference`.
 
     data: a text file, or an .npz of inputs for other models; limits: {metric: limit}.
+    reference_storage: `exact`, or `16-bit` to round the reference's log-probabilities of a language
+    model as llama-perplexity's base file does.
 
     Raises:
         HalfbyteError: the models are not comparable, or the data does not fit them.
@@ -150,7 +153,9 @@ def verify(
     else:
         table = language_model.chunk_tokens(inputs.tokens, context, chunks, inputs.first_token)
         step = None if progress is None else progress(len(table))
-        measured = figures = language_model.compare(sessions[0], sessions[1], table, step)
+        measured = figures = language_model.compare(
+            sessions[0], sessions[1], table, step, reference_storage
+        )
     return VerifyReport(
         str(reference),
         str(candidate),

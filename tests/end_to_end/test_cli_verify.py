@@ -109,6 +109,14 @@ def test_int8_activations_and_threads(cli, pair):
     assert {k: again[k] for k in FIGURES} == {k: plain[k] for k in FIGURES}
 
 
+def test_the_reference_as_llama_perplexity_stores_it(cli, pair):
+    exact = cli("verify", *pair, "--json").json()
+    stored = cli("verify", *pair, "--reference-storage", "16-bit", "--json").json()
+    assert stored["ppl_candidate"] == exact["ppl_candidate"]
+    assert stored["mean_kl"] != exact["mean_kl"]
+    assert stored["mean_kl"] == pytest.approx(exact["mean_kl"], rel=0.01, abs=1e-4)
+
+
 def test_encoder(cli, models):
     found = cli("verify", models / "bert", models / "bert.gguf", "--json").json()
     (entry,) = [e for e in found["outputs"] if e["name"] == "last_hidden_state"]

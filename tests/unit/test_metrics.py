@@ -18,7 +18,7 @@ from halfbyte.verification.metrics import (
     perplexity,
     probability_change,
 )
-from halfbyte.verification.metrics.log_probabilities import log_softmax
+from halfbyte.verification.metrics.log_probabilities import log_softmax, stored_log_probabilities
 from halfbyte.verification.outputs import worst
 from halfbyte.verification.report import VerifyReport
 
@@ -158,6 +158,33 @@ def test_figures_equal_a_plain_loop():
     assert found["mean_kl"] == pytest.approx(np.mean(divergences), rel=1e-10)
     assert found["max_kl"] == pytest.approx(max(divergences), rel=1e-10)
     assert found["top1_agreement"] == np.mean(first.argmax(1) == second.argmax(1))
+
+
+def test_stored_log_probabilities_follow_the_file_format():
+    logits = np.array([[0.0, -1.0, -16.5, -40.0], [2.0, 2.0, 2.0, 2.0]], np.float32)
+    total = math.log(1 + math.exp(-1) + math.exp(-16.5) + math.exp(-40))
+    found = stored_log_probabilities(logits)
+    assert found[0, 0] == pytest.approx(-total, abs=1e-12)
+    assert found[0, 1] == pytest.approx(-1 - total, abs=16 / 65535 / 2)
+    assert found[0, 2] == found[0, 3] == pytest.approx(-16 - total, abs=1e-12)
+    assert found[1] == pytest.approx([-math.log(4)] * 4)
+
+
+def test_storage_leaves_small_probabilities_out_of_the_divergence():
+    first = np.array([[0.0, -16.5]])
+    second = np.array([[-0.25, -1.0]])
+    assert kl_divergence.per_token(first, second, floor=-16.0)[0] == 0.25
+    assert kl_divergence.per_token(first, second)[0] != 0.25
+
+
+def test_storage_raises_what_the_reference_rules_out():
+    logits = np.array([[30.0, 0.0]], np.float32)
+    exact, stored = TokenFigures(), TokenFigures("16-bit")
+    for figures in (exact, stored):
+        figures.add(logits, logits, np.array([1]))
+    assert exact.summarize()["ppl_reference"] == pytest.approx(math.exp(30))
+    assert stored.summarize()["ppl_reference"] == pytest.approx(math.exp(16))
+    assert stored.summarize()["ppl_candidate"] == pytest.approx(math.exp(30))
 
 
 def test_every_metric_has_a_module_and_a_side():

@@ -7,10 +7,13 @@ from numpy.typing import NDArray
 
 
 def per_token(
-    reference: NDArray[np.float64], candidate: NDArray[np.float64]
+    reference: NDArray[np.float64], candidate: NDArray[np.float64], floor: float = -np.inf
 ) -> NDArray[np.float64]:
-    """Return the divergence of each row; ln p: [rows, vocabulary] float64."""
-    present = np.isfinite(reference)
+    """Return the divergence of each row; ln p: [rows, vocabulary] float64.
+
+    Tokens to which the reference gives ln p of `floor` or less do not count.
+    """
+    present = np.isfinite(reference) & (reference > floor)
     difference = np.where(present, reference, 0.0) - np.where(present, candidate, 0.0)
     return np.asarray((np.exp(reference) * difference).sum(axis=-1))
 
