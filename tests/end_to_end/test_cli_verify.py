@@ -110,8 +110,8 @@ def test_int8_activations_and_threads(cli, pair):
 
 
 def test_the_reference_as_llama_perplexity_stores_it(cli, pair):
-    exact = cli("verify", *pair, "--json").json()
-    stored = cli("verify", *pair, "--reference-storage", "16-bit", "--json").json()
+    exact = cli(*pair, "--json").json()
+    stored = cli(*pair, "--reference-storage", "16-bit", "--json").json()
     assert stored["ppl_candidate"] == exact["ppl_candidate"]
     assert stored["mean_kl"] != exact["mean_kl"]
     assert stored["mean_kl"] == pytest.approx(exact["mean_kl"], rel=0.01, abs=1e-4)
