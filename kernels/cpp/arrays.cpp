@@ -79,8 +79,6 @@ Array optional_array(const char* where, const char* name, nb::handle object, con
     return object.is_none() ? Array() : Array(where, name, object, codes);
 }
 
-namespace {
-
 int64_t bytes_per_row(Kind kind, int64_t columns, int bits) {
     switch (kind) {
         case Kind::float32:
@@ -107,7 +105,11 @@ int64_t bytes_per_row(Kind kind, int64_t columns, int bits) {
     return (columns * bits + 7) / 8;
 }
 
-}  // namespace
+void require_whole_blocks(const char* where, Kind kind, int64_t columns) {
+    if (kind < Kind::Q4_0 || kind > Kind::Q8_0 || columns % kStep == 0) return;
+    reject(where, std::to_string(columns) +
+                      " columns, required a multiple of the block of 32; pad the rows");
+}
 
 Weight::Weight(int kind, nb::object data, int64_t rows, int64_t columns, int bits,
                int64_t group_size, nb::object scales, int scale_type, nb::object zero_points,
@@ -121,11 +123,7 @@ Weight::Weight(int kind, nb::object data, int64_t rows, int64_t columns, int bit
     view_.scale_type = static_cast<Number>(scale_type);
     view_.zero_type = static_cast<Number>(zero_type);
     if (rows < 0 || columns <= 0) reject("LinearWeight", "rows and columns must be positive");
-    if (view_.kind >= Kind::Q4_0 && view_.kind <= Kind::Q8_0 && columns % kStep != 0) {
-        reject("LinearWeight",
-               std::to_string(columns) +
-                   " columns, required a multiple of the block of 32; pad the rows");
-    }
+    require_whole_blocks("LinearWeight", view_.kind, columns);
     if (view_.kind == Kind::affine) bind_affine(scales, zero_points, group_index);
     view_.row_bytes = bytes_per_row(view_.kind, columns, bits);
     view_.data = data_.data<const uint8_t>();

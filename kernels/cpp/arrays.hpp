@@ -50,6 +50,12 @@ void require_size(const char* where, const char* name, const Array& array, int64
 
 Array optional_array(const char* where, const char* name, nb::handle object, const char* codes);
 
+// Bytes of one encoded row; `bits` counts for affine weights only.
+int64_t bytes_per_row(Kind kind, int64_t columns, int bits = 0);
+
+// Throws where rows of a block kind would end inside a block.
+void require_whole_blocks(const char* where, Kind kind, int64_t columns);
+
 // An encoded weight and the arrays that it points into.
 class Weight {
   public:

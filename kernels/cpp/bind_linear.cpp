@@ -13,6 +13,14 @@ constexpr int64_t kParallelValues = 1 << 15;  // below this a second thread cost
 constexpr int64_t kCacheBytes = 1 << 20;      // rows of x that a task goes over again and again
 constexpr int64_t kTasksPerThread = 4;
 
+// Runs `piece(from, to)` over ranges of rows that hold about `values` values each.
+template <class Piece>
+void parallel_rows(int64_t rows, int64_t columns, int64_t values, const Piece& piece) {
+    const int64_t chunk = std::max<int64_t>(1, values / columns);
+    parallel((rows + chunk - 1) / chunk,
+             [&](int64_t task) { piece(task * chunk, std::min(rows, (task + 1) * chunk)); });
+}
+
 // Arrays of one call; kept until the kernels have run.
 struct LinearCall {
     std::vector<LinearOutput> outputs;
@@ -87,10 +95,8 @@ void run_linear(LinearCall& call) {
     allocate_rows(job, floats, codes);
     choose_tiles(job, job.swiglu ? total_rows / 2 : total_rows);
     const KernelTable& table = kernels();
-    const int64_t chunk = std::max<int64_t>(1, kParallelValues / job.columns);
-    parallel((job.m + chunk - 1) / chunk, [&](int64_t task) {
-        table.pack_rows(job, task * chunk, std::min(job.m, (task + 1) * chunk));
-    });
+    parallel_rows(job.m, job.columns, kParallelValues,
+                  [&](int64_t from, int64_t to) { table.pack_rows(job, from, to); });
     const int64_t m_tiles = (job.m + job.m_tile - 1) / job.m_tile;
     int64_t tasks = 0;
     for (const LinearOutput& o : call.outputs) {
@@ -136,10 +142,8 @@ void decode(const Weight& weight, int64_t row0, int64_t row1, nb::object out) {
     const Array target("decode", "out", out, "f", true);
     require_size("decode", "out", target, (row1 - row0) * w.columns);
     const nb::gil_scoped_release release;
-    const int64_t chunk = std::max<int64_t>(1, 2 * kParallelValues / w.columns);
-    parallel((row1 - row0 + chunk - 1) / chunk, [&](int64_t task) {
-        const int64_t from = row0 + task * chunk, to = std::min(row1, from + chunk);
-        kernels().decode(w, from, to, target.data<float>() + (from - row0) * w.columns);
+    parallel_rows(row1 - row0, w.columns, 2 * kParallelValues, [&](int64_t from, int64_t to) {
+        kernels().decode(w, row0 + from, row0 + to, target.data<float>() + from * w.columns);
     });
 }
 
@@ -156,57 +160,35 @@ void gather_rows(const Weight& weight, nb::object ids, nb::object out) {
         }
     }
     const nb::gil_scoped_release release;
-    const int64_t chunk = std::max<int64_t>(1, 2 * kParallelValues / w.columns);
-    parallel((index.size() + chunk - 1) / chunk, [&](int64_t task) {
-        for (int64_t i = task * chunk; i < std::min(index.size(), (task + 1) * chunk); ++i) {
+    parallel_rows(index.size(), w.columns, 2 * kParallelValues, [&](int64_t from, int64_t to) {
+        for (int64_t i = from; i < to; ++i) {
             kernels().decode(w, rows[i], rows[i] + 1, target.data<float>() + i * w.columns);
         }
     });
 }
 
-int64_t encoded_row_bytes(int kind, int64_t columns) {
-    switch (static_cast<Kind>(kind)) {
-        case Kind::float32:
-            return columns * Layout_float32::kBytes;
-        case Kind::float16:
-        case Kind::bfloat16:
-            return columns * Layout_float16::kBytes;
-        case Kind::Q4_0:
-            return columns / kStep * Layout_Q4_0::kBytes;
-        case Kind::Q4_1:
-            return columns / kStep * Layout_Q4_1::kBytes;
-        case Kind::Q5_0:
-            return columns / kStep * Layout_Q5_0::kBytes;
-        case Kind::Q5_1:
-            return columns / kStep * Layout_Q5_1::kBytes;
-        case Kind::Q8_0:
-            return columns / kStep * Layout_Q8_0::kBytes;
-        default:
-            reject("encode", "no encoder for this kind");
-    }
+bool has_encoder(Kind kind) {
+    return kind != Kind::float8_e4m3fn && kind != Kind::float8_e5m2 && kind != Kind::affine;
 }
 
-void encode(int kind, nb::object rows, nb::object importance, nb::object out) {
+void encode(int kind_index, nb::object rows, nb::object importance, nb::object out) {
+    const Kind kind = static_cast<Kind>(kind_index);
+    if (!has_encoder(kind)) reject("encode", "no encoder for this kind");
     const Array source("encode", "rows", rows, "f");
     if (source.dimensions() != 2) reject("encode", "rows must be [rows, columns]");
     const int64_t count = source.shape(0), columns = source.shape(1);
-    if (static_cast<Kind>(kind) >= Kind::Q4_0 && columns % kStep != 0) {
-        reject("encode", std::to_string(columns) +
-                             " columns, required a multiple of the block of 32; pad the rows");
-    }
+    require_whole_blocks("encode", kind, columns);
     const Array weights = optional_array("encode", "importance", importance, "f");
     if (weights.present()) require_size("encode", "importance", weights, columns);
     const Array target("encode", "out", out, "B", true);
-    const int64_t row_bytes = encoded_row_bytes(kind, columns);
+    const int64_t row_bytes = bytes_per_row(kind, columns);
     require_size("encode", "out", target, count * row_bytes);
     if (source.size() == 0) return;
     const float* w = weights.present() ? weights.data<const float>() : nullptr;
     const nb::gil_scoped_release release;
-    const int64_t chunk = std::max<int64_t>(1, 2 * kParallelValues / columns);
-    parallel((count + chunk - 1) / chunk, [&](int64_t task) {
-        const int64_t from = task * chunk, size = std::min(chunk, count - from);
-        kernels().encode(static_cast<Kind>(kind), source.data<const float>() + from * columns, w,
-                         size, columns, target.data<uint8_t>() + from * row_bytes);
+    parallel_rows(count, columns, 2 * kParallelValues, [&](int64_t from, int64_t to) {
+        kernels().encode(kind, source.data<const float>() + from * columns, w, to - from, columns,
+                         target.data<uint8_t>() + from * row_bytes);
     });
 }
 
