@@ -14,7 +14,12 @@ from halfbyte.converters.architectures.architecture import (
 from halfbyte.converters.architectures.config import MAX_LAYERS, ConfigReader
 from halfbyte.converters.architectures.layers.attention import Heads, cached_attention
 from halfbyte.converters.architectures.layers.builder import LayerBuilder
-from halfbyte.converters.architectures.layers.embedding import embed, output_head, take_positions
+from halfbyte.converters.architectures.layers.embedding import (
+    decoder_inputs,
+    embed,
+    output_head,
+    take_positions,
+)
 from halfbyte.converters.architectures.layers.feed_forward import ACTIVATIONS, feed_forward
 from halfbyte.converters.architectures.layers.norm import layer_norm
 from halfbyte.ir.graph import Graph, Value
@@ -123,9 +128,7 @@ class Gpt2(Architecture):
         config = self.canonical_config(model.config)
         builder = LayerBuilder(self.model_type, self.bind(model, config))
         graph, epsilon = builder.graph, config["layer_norm_epsilon"]
-        ids = graph.add_input("input_ids", "int64", ("batch", "sequence"))
-        positions = graph.add_input("position_ids", "int64", ("batch", "sequence"))
-        wanted = graph.add_input("output_positions", "int64", ("outputs",))
+        ids, positions, wanted = decoder_inputs(graph)
         x = embed(builder, ids, Role.TOKEN_EMBEDDING, "embedding")
         placed = embed(builder, positions, Role.POSITION_EMBEDDING, "position_embedding")
         x = builder.op("Add", x, placed, name="embedding_sum")

@@ -20,7 +20,12 @@ from halfbyte.converters.architectures.architecture import (
 from halfbyte.converters.architectures.config import MAX_HEADS, MAX_LAYERS, ConfigReader
 from halfbyte.converters.architectures.layers.attention import Heads, self_attention
 from halfbyte.converters.architectures.layers.builder import LayerBuilder
-from halfbyte.converters.architectures.layers.embedding import embed, output_head, take_positions
+from halfbyte.converters.architectures.layers.embedding import (
+    decoder_inputs,
+    embed,
+    output_head,
+    take_positions,
+)
 from halfbyte.converters.architectures.layers.feed_forward import ACTIVATIONS, gated_feed_forward
 from halfbyte.converters.architectures.layers.norm import rms_norm
 from halfbyte.converters.architectures.layers.rope import Rotary, rotary
@@ -218,9 +223,7 @@ class Llama(Architecture):
         config = self.canonical_config(model.config)
         builder = LayerBuilder(self.model_type, self.bind(model, config))
         graph = builder.graph
-        ids = graph.add_input("input_ids", "int64", ("batch", "sequence"))
-        positions = graph.add_input("position_ids", "int64", ("batch", "sequence"))
-        wanted = graph.add_input("output_positions", "int64", ("outputs",))
+        ids, positions, wanted = decoder_inputs(graph)
         x = embed(builder, ids, Role.TOKEN_EMBEDDING, "embedding")
         rope = rotary(builder, config, positions)
         for layer in range(config["num_hidden_layers"]):

@@ -76,11 +76,6 @@ class SafetensorsFile:
         entry = self.entries[name]
         return FilePart(self.path, entry.offset, entry.dtype, rows_and_columns(entry.shape))
 
-    def array_part(self, name: str) -> FilePart:
-        """Return the array as a mapped part of its own shape."""
-        entry = self.entries[name]
-        return FilePart(self.path, entry.offset, entry.dtype, entry.shape)
-
     def read_bytes(self, name: str) -> bytes:
         """Return the raw bytes of an array."""
         entry = self.entries[name]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph, Node, Value
+from halfbyte.ir.graph import Graph, Node
+from halfbyte.ir.passes.fusion import fuse
 
 FUSED = {
     "RMSNormalization": "AddRMSNormalization",
@@ -34,22 +35,9 @@ def apply(graph: Graph) -> bool:
         norm = norm_of(node)
         if norm is None:
             continue
-        old_sum, old_norm = node.outputs[0], norm.outputs[0]
-        outputs = [Value(old.name, old.dtype, old.shape) for old in (old_norm, old_sum)]
-        fused = Node(
-            FUSED[norm.op],
-            [*node.inputs, *norm.inputs[1:]],
-            outputs,
-            dict(norm.attributes),
-            HALFBYTE_DOMAIN,
-            1,
-            node.layer,
-            norm.origin,
-        )
-        graph.insert(fused, node)
-        graph.replace_all_uses(old_norm, outputs[0])
-        graph.replace_all_uses(old_sum, outputs[1])
-        graph.remove(norm)
-        graph.remove(node)
+        inputs = [*node.inputs, *norm.inputs[1:]]
+        results = [*norm.outputs, *node.outputs]
+        op, attributes, origin = FUSED[norm.op], norm.attributes, norm.origin
+        fuse(graph, [node, norm], op, inputs, results, attributes=attributes, origin=origin)
         changed = True
     return changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph, Node, Value
 from halfbyte.ir.passes.fuse_linears import has_bias
+from halfbyte.ir.passes.fusion import fuse
 
 
 def source(graph: Graph, value: Value | None) -> Node | None:
@@ -38,16 +39,8 @@ def apply(graph: Graph) -> bool:
         if found is None:
             continue
         gate, up = found
-        old = node.outputs[0]
         biases = [gate.inputs[2], up.inputs[2]] if has_bias(gate) else []
         inputs = [gate.inputs[0], gate.inputs[1], up.inputs[1], *biases]
-        fused = Value(old.name, old.dtype, old.shape)
-        twin = Node(
-            "LinearSwiGLU", inputs, [fused], {}, HALFBYTE_DOMAIN, 1, node.layer, node.origin
-        )
-        graph.insert(twin, node)
-        graph.replace_all_uses(old, fused)
-        for dead in (node, gate, up):
-            graph.remove(dead)
+        fuse(graph, [node, gate, up], "LinearSwiGLU", inputs, node.outputs)
         changed = True
     return changed

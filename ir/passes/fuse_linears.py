@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph, Node, Value
+from halfbyte.ir.passes.fusion import fuse
 
 MAX_GROUP = 4
 
@@ -32,24 +33,11 @@ def has_bias(node: Node) -> bool:
 
 def merge(graph: Graph, value: Value, nodes: list[Node]) -> None:
     """Replace Linear nodes by one group at the place of the first."""
-    old = [node.outputs[0] for node in nodes]
-    outputs = [Value(value.name, value.dtype, value.shape) for value in old]
     weights = [node.inputs[1] for node in nodes]
     biases = [node.inputs[2] for node in nodes] if has_bias(nodes[0]) else []
-    group = Node(
-        "LinearGroup",
-        [value, *weights, *biases],
-        outputs,
-        {"count": len(nodes)},
-        HALFBYTE_DOMAIN,
-        1,
-        nodes[0].layer,
-        nodes[0].origin,
-    )
-    graph.insert(group, nodes[0])
-    for node, output in zip(nodes, outputs, strict=True):
-        graph.replace_all_uses(node.outputs[0], output)
-        graph.remove(node)
+    results = [node.outputs[0] for node in nodes]
+    inputs = [value, *weights, *biases]
+    fuse(graph, nodes, "LinearGroup", inputs, results, attributes={"count": len(nodes)})
 
 
 def apply(graph: Graph) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph, Node, Value
+from halfbyte.ir.graph import Graph, Node, Value
+from halfbyte.ir.passes.fusion import fuse
 
 
 def _sole(value: Value | None, op: str, graph: Graph) -> Node | None:
@@ -35,13 +36,6 @@ def apply(graph: Graph) -> bool:
         if found is None:
             continue
         swish, up = found
-        old = node.outputs[0]
-        fused = Value(old.name, old.dtype, old.shape)
-        inputs = [swish.inputs[0], up]
-        twin = Node("SwiGLU", inputs, [fused], {}, HALFBYTE_DOMAIN, 1, node.layer, node.origin)
-        graph.insert(twin, node)
-        graph.replace_all_uses(old, fused)
-        graph.remove(node)
-        graph.remove(swish)
+        fuse(graph, [node, swish], "SwiGLU", [swish.inputs[0], up], node.outputs)
         changed = True
     return changed

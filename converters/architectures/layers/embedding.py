@@ -5,8 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from halfbyte.converters.architectures.layers.builder import LayerBuilder
-from halfbyte.ir.graph import Value
+from halfbyte.ir.graph import Graph, Value
 from halfbyte.ir.roles import Role
+
+
+def decoder_inputs(graph: Graph) -> tuple[Value, Value, Value]:
+    """Add the inputs of every decoder: token ids, their positions, and which positions to answer.
+
+    The last, [outputs], indexes the sequence: only those positions get logits.
+    """
+    ids = graph.add_input("input_ids", "int64", ("batch", "sequence"))
+    positions = graph.add_input("position_ids", "int64", ("batch", "sequence"))
+    return ids, positions, graph.add_input("output_positions", "int64", ("outputs",))
 
 
 def embed(builder: LayerBuilder, ids: Value, role: Role, name: str) -> Value:
