@@ -12,6 +12,7 @@ from halfbyte.cli.output import print_json
 
 if TYPE_CHECKING:
     from halfbyte.ir.model import Model
+    from halfbyte.text_generation import TextRequest
 
 
 def _run_arrays(model: Model, arrays: str, output: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -32,6 +33,31 @@ def _run_arrays(model: Model, arrays: str, output: str, options: dict[str, Any])
             for name, array in results.items()
         ],
     }
+
+
+def _text_request(
+    prompt: str, raw: bool, system: str, max_tokens: int, stops: tuple[str, ...], **sampling: Any
+) -> TextRequest:
+    from halfbyte.runtime.sampling import Sampling
+    from halfbyte.text_generation import TextRequest
+
+    return TextRequest(prompt, raw, system, max_tokens, Sampling(**sampling), stops)
+
+
+def _run_prompt(
+    model: Model, request: TextRequest, options: dict[str, Any], is_shown: bool
+) -> dict[str, Any]:
+    from halfbyte.pipeline import session as open_session
+    from halfbyte.text_generation import generate_text
+
+    def show(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    result = generate_text(
+        model, open_session(model, **options), request, show if is_shown else None
+    )
+    return result.to_json()
 
 
 def _require_usage(prompt: str | None, arrays: str, output: str) -> None:
@@ -83,27 +109,15 @@ def command(
     opened = open(model, revision=revision, allow_pickle=allow_pickle)
     options: dict[str, Any] = {"device": device, "threads": threads}
     if arrays:
-        found = _run_arrays(opened, arrays, output, {"compute": compute or "exact", **options})
-        if as_json:
-            print_json(found)
-        elif not quiet:
-            for entry in found["outputs"]:
-                print(f"{entry['name']}  {entry['dtype']}  {entry['shape']}")
-        return
-    from halfbyte.pipeline import session as open_session
-    from halfbyte.text_generation import TextRequest, generate_text
-
-    request = TextRequest(
-        str(prompt), raw=raw, system=system, stops=sampling.pop("stops"), **sampling
-    )
-    running = open_session(opened, compute=compute or "int8", **options)
-
-    def show(piece: str) -> None:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-
-    result = generate_text(opened, running, request, None if as_json or quiet else show)
+        options["compute"] = compute or "exact"
+        found = _run_arrays(opened, arrays, output, options)
+        lines = [f"{e['name']}  {e['dtype']}  {e['shape']}\n" for e in found["outputs"]]
+    else:
+        options["compute"] = compute or "int8"
+        request = _text_request(str(prompt), raw, system, **sampling)
+        found = _run_prompt(opened, request, options, is_shown=not (as_json or quiet))
+        lines = ["\n"]
     if as_json:
-        print_json(result.to_json())
+        print_json(found)
     elif not quiet:
-        print()
+        sys.stdout.writelines(lines)

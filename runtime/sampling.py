@@ -54,6 +54,7 @@ class Sampling:
                 )
 
 
+DEFAULT = Sampling()
 GREEDY = Sampling(temperature=0.0)
 
 

@@ -11,6 +11,7 @@ from halfbyte.converters.tokenizers.codec import Codec, StreamDecoder
 from halfbyte.errors import HalfbyteError
 from halfbyte.evaluation_data import is_language_model
 from halfbyte.ir.model import Model
+from halfbyte.runtime.sampling import DEFAULT, Sampling
 
 if TYPE_CHECKING:
     from halfbyte.runtime.session import Session
@@ -18,18 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextRequest:
-    """What to generate. `raw` skips the chat template; `seed` None draws one."""
+    """What to generate; `raw` skips the chat template."""
 
     prompt: str
     raw: bool = False
     system: str = ""
     max_tokens: int = 128
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repetition_penalty: float = 1.0
-    seed: int | None = None
+    sampling: Sampling = DEFAULT
     stops: tuple[str, ...] = ()
 
 
@@ -102,26 +98,17 @@ def generate_text(
         HalfbyteError: the model takes no prompt, or the prompt is empty or too long.
     """
     from halfbyte.runtime.generation import generate
-    from halfbyte.runtime.sampling import Sampling
 
     _require_text_model(model)
     assert model.tokenizer is not None
     codec = Codec(model.tokenizer)
-    sampling = Sampling(
-        request.temperature,
-        request.top_k,
-        request.top_p,
-        request.min_p,
-        request.repetition_penalty,
-        seed=request.seed,
-    )
     tokens = prompt_tokens(model, codec, request)
     generation = generate(
         session,
         tokens,
         StreamDecoder(codec),
         max_tokens=request.max_tokens,
-        sampling=sampling,
+        sampling=request.sampling,
         stops=request.stops,
         stop_ids=stop_ids(model),
     )

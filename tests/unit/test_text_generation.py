@@ -8,12 +8,13 @@ import pytest
 
 from halfbyte.converters.tokenizers.codec import Codec
 from halfbyte.errors import HalfbyteError
+from halfbyte.runtime.sampling import Sampling
 from halfbyte.runtime.session import Session
 from halfbyte.text_generation import TextRequest, generate_text, prompt_tokens, stop_ids
 from support.model_folders import tiny_model
 
 TEMPLATE = "{% for m in messages %}<|endoftext|>{{ m.role }}:{{ m.content }};{% endfor %}"
-GREEDY = {"temperature": 0.0, "max_tokens": 10}
+GREEDY = {"sampling": Sampling(temperature=0.0), "max_tokens": 10}
 
 
 def chat_model(template: str | None = TEMPLATE, **changes):
@@ -102,4 +103,4 @@ def test_models_without_text():
 def test_a_negative_seed():
     model = tiny_model("llama")
     with pytest.raises(HalfbyteError, match="seed is -1, 0 or more required"):
-        generate_text(model, Session(model), TextRequest("x", seed=-1))
+        generate_text(model, Session(model), TextRequest("x", sampling=Sampling(seed=-1)))
