@@ -142,28 +142,22 @@ def verify(
 
     started = time.perf_counter()
     models = [open(path, allow_pickle=allow_pickle) for path in (reference, candidate)]
-    sessions = [session(m, device=device, compute=compute, threads=threads) for m in models]
+    first, second = (session(m, device=device, compute=compute, threads=threads) for m in models)
     inputs = evaluation_data(models[0], models[1], data)
     require_figures(limits or {}, of_outputs=bool(inputs.batches))
     figures: dict[str, float] = {}
     entries: list[dict[str, Any]] = []
     if inputs.batches:
-        entries = outputs.compare(sessions[0], sessions[1], inputs.batches)
+        entries = outputs.compare(first, second, inputs.batches)
         measured = outputs.worst(entries)
     else:
         table = language_model.chunk_tokens(inputs.tokens, context, chunks, inputs.first_token)
         step = None if progress is None else progress(len(table))
-        measured = figures = language_model.compare(
-            sessions[0], sessions[1], table, step, reference_storage
-        )
-    return VerifyReport(
-        str(reference),
-        str(candidate),
-        figures,
-        entries,
-        judge(limits or {}, measured),
-        time.perf_counter() - started,
-    )
+        figures = language_model.compare(first, second, table, step, reference_storage)
+        measured = figures
+    gates = judge(limits or {}, measured)
+    seconds = time.perf_counter() - started
+    return VerifyReport(str(reference), str(candidate), figures, entries, gates, seconds)
 
 
 def inspect(
