@@ -75,11 +75,13 @@ def shorten(value: Any) -> str:
 
 
 def _metadata(model: Model) -> dict[str, str]:
+    """Return GGUF keys and file names as they are, entries of other groups behind the group."""
     found: dict[str, str] = {}
     for group, entries in model.metadata.items():
         if isinstance(entries, dict):
             for name, entry in entries.items():
-                found[str(name)] = shorten(getattr(entry, "value", entry))
+                label = name if group in ("gguf", "files") else f"{group}.{name}"
+                found[str(label)] = shorten(getattr(entry, "value", entry))
         else:
             found[str(group)] = shorten(entries)
     return found

@@ -102,3 +102,10 @@ def test_chat_template_is_named():
     model = tiny_model("llama")
     chat = replace(model.tokenizer, chat_template="{{ messages }}")
     assert describe(replace(model, tokenizer=chat), "x").tokenizer.endswith(", chat template")
+
+
+def test_metadata_of_other_groups_stands_behind_the_group():
+    model = replace(
+        tiny_model("llama"), metadata={"origin": {"format": "hf"}, "files": {"a": b"1"}}
+    )
+    assert describe(model, "x").metadata == {"origin.format": "hf", "a": "1 bytes"}
