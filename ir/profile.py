@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
@@ -83,6 +84,16 @@ def stays_float(tensor: Tensor) -> str:
     return ""
 
 
+def nearest_first(own: Encoding, others: Iterable[Encoding]) -> list[Encoding]:
+    """Return encodings that may replace `own`: lossless ones first, then by bits nearest to it."""
+
+    def distance(other: Encoding) -> tuple[bool, float]:
+        bits = abs(other.bits_per_weight - own.bits_per_weight)
+        return not judge(own, other).is_lossless, bits
+
+    return sorted(others, key=distance)
+
+
 @dataclass(frozen=True)
 class TableProfile:
     """A profile written as a table.
@@ -119,10 +130,4 @@ class TableProfile:
         """Return what the table allows: lossless first, then by bits nearest to the tensor's."""
         own = tensor.encoding
         fitting = [e for e in list_encodings() if e != own and self.accepts(tensor, e)]
-        return sorted(
-            fitting,
-            key=lambda e: (
-                not judge(own, e).is_lossless,
-                abs(e.bits_per_weight - own.bits_per_weight),
-            ),
-        )
+        return nearest_first(own, fitting)

@@ -1,1 +1,1 @@
-"""Quantization: plans, algorithms, calibration."""
+"""Quantization: which encoding each weight gets, and by which algorithm."""

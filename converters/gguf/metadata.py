@@ -39,6 +39,8 @@ _SPECIAL_IDS = {
     "eos_token_id": "tokenizer.ggml.eos_token_id",
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
+ROTARY = ("llama", "qwen2", "qwen3")
+"""Architectures with rotary attention over grouped heads and RMS norms."""
 
 
 def size_label(parameters: int) -> str:
@@ -80,7 +82,7 @@ def _common_keys(config: Mapping[str, Any], architecture: str) -> dict[str, Any]
         "feed_forward_length": config["intermediate_size"],
         "attention.head_count": config["num_attention_heads"],
     }
-    if architecture in ("llama", "qwen2", "qwen3"):
+    if architecture in ROTARY:
         found["attention.head_count_kv"] = config["num_key_value_heads"]
         found |= rope_keys(config)
         found["attention.layer_norm_rms_epsilon"] = float(config["rms_norm_eps"])
@@ -192,7 +194,7 @@ def raw_config(
         "max_position_embeddings": keys.integer("context_length"),
         **_special_ids(metadata),
     }
-    if architecture in ("llama", "qwen2", "qwen3"):
+    if architecture in ROTARY:
         config |= _rotary_config(keys, heads, width)
     elif architecture == "gpt2":
         config["layer_norm_epsilon"] = keys.number("attention.layer_norm_epsilon")

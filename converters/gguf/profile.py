@@ -5,8 +5,7 @@ from __future__ import annotations
 from halfbyte.converters.gguf.ggml_types import ACTIVATION_ONLY, BY_NAME, encoding_of, ggml_type_of
 from halfbyte.errors import UnsupportedError
 from halfbyte.ir.encodings.encoding import Encoding
-from halfbyte.ir.encodings.transcode import judge
-from halfbyte.ir.profile import stays_float
+from halfbyte.ir.profile import nearest_first, stays_float
 from halfbyte.ir.tensor import Tensor
 
 WEIGHT_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
@@ -44,13 +43,7 @@ class GgufProfile:
         own = tensor.encoding
         found = [encoding_of(BY_NAME[name]) for name in WEIGHT_TYPES]
         fitting = [e for e in found if e != own and self.accepts(tensor, e)]
-        return sorted(
-            fitting,
-            key=lambda e: (
-                not judge(own, e).is_lossless,
-                abs(e.bits_per_weight - own.bits_per_weight),
-            ),
-        )
+        return nearest_first(own, fitting)
 
 
 def check_profile(profile: GgufProfile, tensor: Tensor) -> None:

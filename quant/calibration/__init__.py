@@ -1,1 +1,0 @@
-"""Calibration: texts, layer runs, statistics."""
