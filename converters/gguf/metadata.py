@@ -41,6 +41,8 @@ _SPECIAL_IDS = {
 }
 ROTARY = ("llama", "qwen2", "qwen3")
 """Architectures with rotary attention over grouped heads and RMS norms."""
+INTERLEAVED = ("llama",)
+"""Those whose files hold the two rows of a rotary pair side by side."""
 
 
 def size_label(parameters: int) -> str:
@@ -216,7 +218,7 @@ def _rotary_config(keys: Hyperparameters, heads: int, width: int) -> dict[str, A
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "hidden_act": "silu",
         **read_rope(keys),
-        "rope_interleaved": keys.prefix == "llama",
+        "rope_interleaved": keys.prefix in INTERLEAVED,
     }
 
 

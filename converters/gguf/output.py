@@ -28,6 +28,7 @@ from halfbyte.converters.gguf.limits import DROPPED, check_config, check_keys
 from halfbyte.converters.gguf.metadata import (
     CONFIG_KEY,
     FILE_TYPE_KEY,
+    INTERLEAVED,
     VERSION_KEY,
     architecture_keys,
     config_text,
@@ -39,12 +40,12 @@ from halfbyte.converters.gguf.metadata_value import MetadataValue, typed
 from halfbyte.converters.gguf.names import gguf_name
 from halfbyte.converters.gguf.profile import GgufProfile, check_profile
 from halfbyte.converters.gguf.writer import stored_type
+from halfbyte.converters.weight_map import in_rotary_order
 from halfbyte.errors import FormatError, UnsupportedError
 from halfbyte.ir.model import Model
 from halfbyte.ir.roles import Role, WeightKey
 from halfbyte.ir.tensor import ArrayPart, Tensor
 
-INTERLEAVED = ("llama",)
 _EMBEDDINGS = (Role.TOKEN_EMBEDDING, Role.OUTPUT_HEAD)
 log = logging.getLogger("halfbyte")
 
@@ -81,9 +82,8 @@ def _placed(tensor: Tensor, name: str, architecture: Architecture | None, model:
     """Return the weight under its GGUF name, rows in the architecture's rotary order."""
     found = tensor.renamed(name)
     if architecture is not None and tensor.key is not None:
-        target = architecture.gguf_name in INTERLEAVED
-        order = architecture.row_order(tensor.key, model.config, target)
-        found = found if order is None else found.take_rows(order)
+        interleaved = architecture.gguf_name in INTERLEAVED
+        found = in_rotary_order(found, architecture, model.config, interleaved)
     check_profile(GgufProfile(), found)
     return found
 
