@@ -62,18 +62,6 @@ def names_by_key(architecture: Architecture, config: Mapping[str, Any]) -> dict[
     return {key: name for name, key in architecture.hugging_face_names(config).items()}
 
 
-def hugging_face_name(key: WeightKey, architecture: Architecture, config: Mapping[str, Any]) -> str:
-    """Return the full Hugging Face name of one weight.
-
-    Raises:
-        UnsupportedError: the architecture has no name for it under this config.
-    """
-    names = names_by_key(architecture, config)
-    if key not in names:
-        raise UnsupportedError(f"weight {key} of {architecture.model_type}", "Hugging Face names")
-    return names[key]
-
-
 @dataclass(frozen=True)
 class TransposedPart:
     """A matrix part seen with rows and columns exchanged."""
