@@ -153,15 +153,14 @@ class Graph:
         since_version: int = 1,
         layer: int | None = None,
         origin: Origin | None = None,
-        before: Node | None = None,
         **attributes: Any,
     ) -> Value:
-        """Add a node with one output and return that output."""
+        """Add a node with one output at the end and return that output."""
         out = Value(
             self.fresh_name(name or op.lower()), dtype, None if shape is None else tuple(shape)
         )
         node = Node(op, list(inputs), [out], attributes, domain, since_version, layer, origin)
-        self.insert(node, before)
+        self.insert(node)
         return out
 
     def insert(self, node: Node, before: Node | None = None) -> Node:

@@ -31,7 +31,7 @@ def check(graph: Graph) -> None:
     """
     defined = _sources(graph)
     for node in graph.nodes:
-        _check_inputs(graph, node, defined)
+        _check_inputs(node, defined)
         for value in node.outputs:
             if value.producer is not node:
                 raise GraphError(node.label, f"output {value.name!r} links to another producer")
@@ -95,7 +95,7 @@ def _define(defined: dict[str, Value], value: Value) -> None:
     defined[value.name] = value
 
 
-def _check_inputs(graph: Graph, node: Node, defined: dict[str, Value]) -> None:
+def _check_inputs(node: Node, defined: dict[str, Value]) -> None:
     for index, value in enumerate(node.inputs):
         if value is None:
             continue

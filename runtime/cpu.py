@@ -275,7 +275,7 @@ def bind_attention(backend: CpuBackend, bound: BoundNode) -> Step | None:
         return _cached(bound, (q, k, v), settings) if mask is None else None
     if mask is not None and mask.shape != k.shape[:2]:
         return None
-    return _plain(bound, (q, k, v), groups, mask, settings)
+    return _plain((q, k, v), groups, mask, settings)
 
 
 def _cached(
@@ -301,9 +301,7 @@ def _cached(
     return step
 
 
-def _plain(
-    bound: BoundNode, inputs: tuple[Any, Any, Any], groups: int, mask: Any, settings: dict[str, Any]
-) -> Step:
+def _plain(inputs: tuple[Any, Any, Any], groups: int, mask: Any, settings: dict[str, Any]) -> Step:
     q, k, v = inputs
     shape = (k.shape[0], groups, k.shape[1], k.shape[2] // groups)
     keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
