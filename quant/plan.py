@@ -30,6 +30,7 @@ from halfbyte.quant.overrides import Aliases, matched_overrides, no_aliases
 # llama-quantize gives these heads Q6_K; Q8_0 is the nearest type above that exists here.
 HEAD_TYPES = {"Q4_0": "Q8_0", "Q4_1": "Q8_0", "Q5_0": "Q8_0", "Q5_1": "Q8_0"}
 HEAD_BITS = 8
+SMALLEST_FLOAT_BITS = 16  # of norms, biases and other weights that are never quantized
 ROW_LENGTH_FALLBACK = "float16"
 
 
@@ -255,7 +256,8 @@ class _Planner:
         required = self.profile.required(tensor)
         if required is not None:
             return self._decided(tensor, required, reason)
-        if isinstance(base, Dense) and not tensor.encoding.is_quantized:
+        wide = isinstance(base, Dense) and base.bits_per_weight >= SMALLEST_FLOAT_BITS
+        if wide and not tensor.encoding.is_quantized:
             return self._settled(tensor, base, f"type {base}")
         kept = self._kept(tensor)
         return replace(kept, reason=reason) if kept.target == tensor.encoding else kept

@@ -176,7 +176,9 @@ def _write_shards(folder: Path, outputs: list[_Output], options: WriteOptions) -
 
 
 def _json_bytes(document: Any) -> bytes:
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    # A lone surrogate (read from an escape in another file) goes out as that escape.
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _text_files(model: Model, architecture: Architecture | None) -> dict[str, bytes]:

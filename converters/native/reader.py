@@ -78,7 +78,7 @@ def read_native(path: Path) -> Model:
     if files:
         metadata["files"] = files
     metadata["origin"] = _json_object(file, "provenance")
-    config = _json_object(file, "config")
+    config = _config(file)
     return Model(
         weights=weights,
         config=config,
@@ -161,6 +161,23 @@ def _object(file: SafetensorsFile, what: str, found: Any) -> dict[str, Any]:
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise FormatError(file.path, f"{what} is not a JSON object; the file is damaged")
     return found
+
+
+def _config(file: SafetensorsFile) -> dict[str, Any]:
+    """Return the config; one of a known architecture has every canonical key."""
+    config = _json_object(file, "config")
+    try:
+        architecture = get_architecture(str(config.get("model_type", "")))
+    except UnsupportedError:
+        return config
+    try:
+        canonical = architecture.canonical_config(config)
+    except FormatError as error:
+        raise FormatError(file.path, error.rule) from error
+    missing = sorted(set(canonical) - set(config))
+    if missing:
+        raise FormatError(file.path, f"config lacks {missing[0]!r}; the file is damaged")
+    return config
 
 
 def _text(file: SafetensorsFile, name: str) -> bytes:

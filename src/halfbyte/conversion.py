@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.converters import detect, format_for_output
+from halfbyte.converters.architectures import ARCHITECTURES, get_architecture
 from halfbyte.converters.format import ReadOptions, WriteOptions, WrittenTensor
 from halfbyte.engine import available_threads
 from halfbyte.errors import HalfbyteError
@@ -18,6 +19,9 @@ from halfbyte.ir.model import Model
 from halfbyte.memory import PeakMemory
 
 if TYPE_CHECKING:
+    from halfbyte.ir.roles import WeightKey
+    from halfbyte.ir.tensor import Tensor
+    from halfbyte.quant.overrides import Aliases
     from halfbyte.quant.plan import Plan
 
 Progress = Callable[[int], None]
@@ -158,13 +162,14 @@ def _converted(
     _require_device(request.device, threads)
     target, flavour = format_for_output(output, request.to)
     model = _read(source, request, threads)
+    _require_complete(model)
     plan = make_plan(
         model,
         target.profile(flavour),
         request.type,
         overrides=request.overrides,
         requantize=request.requantize,
-        aliases=_weight_aliases,
+        aliases=_weight_aliases(model),
     )
     planned = apply_plan(model, plan, method=request.method)
     total = sum(tensor.nbytes for tensor in planned.weights.values())
@@ -201,13 +206,32 @@ def write(
     )
 
 
-def _weight_aliases(tensor: Any) -> list[str]:
-    """Return the names under which `--tensor` finds a weight besides its own."""
+def _require_complete(model: Model) -> None:
+    """Check that a model of a known architecture has every weight its config asks for.
+
+    Raises:
+        HalfbyteError: weights are missing, or have another shape.
+    """
+    if model.build is not None and model.weights and model.architecture in ARCHITECTURES:
+        get_architecture(model.architecture).bind(model, model.config)
+
+
+def _weight_aliases(model: Model) -> Aliases:
+    """Return how `--tensor` finds a weight besides its own name: by the names of GGUF and HF."""
     from halfbyte.converters.gguf.names import gguf_name
 
-    if tensor.key is None:
-        return []
-    try:
-        return [gguf_name(tensor.key)]
-    except KeyError:
-        return []
+    hugging_face: dict[WeightKey, str] = {}
+    if model.architecture in ARCHITECTURES:
+        table = get_architecture(model.architecture).hugging_face_names(model.config)
+        hugging_face = {key: name for name, key in table.items()}
+
+    def names(tensor: Tensor) -> list[str]:
+        found = []
+        if tensor.key is not None:
+            with contextlib.suppress(KeyError):
+                found.append(hugging_face[tensor.key])
+            with contextlib.suppress(KeyError):
+                found.append(gguf_name(tensor.key))
+        return found
+
+    return names

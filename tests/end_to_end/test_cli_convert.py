@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import halfbyte
 from halfbyte import pipeline
@@ -62,6 +64,30 @@ def test_table(cli, models, tmp_path):
     assert "peak anonymous memory" in found.out
     found = cli("convert", models / "llama", tmp_path / "quiet.gguf", "--quiet")
     assert (found.code, found.out, found.err) == (0, "", "")
+
+
+@pytest.mark.parametrize("source", ["llama", "llama.gguf", "llama.hb"])
+@pytest.mark.parametrize("glob", ["blk.*.ffn_down", "model.layers.*.mlp.down_proj.weight"])
+def test_overrides_know_the_names_of_every_container(source, glob, cli, models, tmp_path):
+    by_glob = ["--tensor", f"{glob}=Q5_1", "--type", "Q4_0", "--json"]
+    found = cli("quantize", models / source, tmp_path / "m.gguf", *by_glob).json()
+    kinds = {entry["name"]: entry["encoding"] for entry in found["tensors"]}
+    assert [name for name, kind in kinds.items() if kind == "Q5_1"] == [
+        f"blk.{layer}.ffn_down.weight" for layer in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("lost", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
+@pytest.mark.parametrize("target", sorted(ENDINGS))
+def test_incomplete_source(lost, target, fails, models, tmp_path):
+    source = tmp_path / "in"
+    shutil.copytree(models / "llama", source)
+    weights = load_file(source / "model.safetensors")
+    del weights[lost]
+    save_file(weights, source / "model.safetensors")
+    line = fails("convert", source, tmp_path / f"out{ENDINGS[target]}")
+    assert f"{source}: weight {lost} missing; the file is incomplete" in line
+    assert names(tmp_path) == ["in"]
 
 
 def test_quantize_with_overrides(cli, models, tmp_path):

@@ -125,6 +125,11 @@ CHANGES: dict[str, tuple[Callable[[Header], None], str]] = {
     "42 unknown reserved array": (renamed("__extra__", "__more__"), "'__more__' belongs to no"),
     "43 provenance of text": (meta(provenance='"x"'), "provenance is not a JSON object"),
     "44 config with number keys": (meta(config='{"$items":[[1,2]]}'), "config is not a JSON"),
+    "45 config without its keys": (meta(config='{"model_type":"llama"}'), "config lacks '"),
+    "46 config with a bad value": (
+        meta(config='{"model_type":"llama","hidden_size":-1}'),
+        "hidden_size is -1",
+    ),
 }
 
 

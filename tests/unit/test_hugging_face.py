@@ -140,6 +140,14 @@ def test_changed_config_is_written_anew(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/config.json").read_text())["max_position_embeddings"] == 128
 
 
+def test_lone_surrogate_stays_an_escape(tmp_path: Path) -> None:
+    config = {**LLAMA, "note": "\ud800"}
+    model = read(write_folder(tmp_path / "in", llama_arrays(), config))
+    HUGGING_FACE.write(model, tmp_path / "out", WriteOptions())
+    assert rb'"\ud800"' in (tmp_path / "out" / "config.json").read_bytes()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["note"] == "\ud800"
+
+
 def test_generation_config_of_another_source(tmp_path: Path) -> None:
     model = replace(random_model("llama"), generation_config={"eos_token_id": 5})
     HUGGING_FACE.write(model, tmp_path / "out", WriteOptions())

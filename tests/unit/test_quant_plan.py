@@ -69,6 +69,12 @@ def targets(plan: Plan) -> dict[str, str]:
     return {decision.tensor.name: str(decision.target) for decision in plan.decisions}
 
 
+def test_norms_and_biases_take_no_8_bit_float() -> None:
+    found = targets(make_plan(model(np.float32), DENSE, "float8_e4m3fn"))
+    assert found["norm.weight"] == found["h.0.q.bias"] == "float32"
+    assert found["h.0.q.weight"] == found["embed.weight"] == "float8_e4m3fn"
+
+
 def test_a_block_type_follows_llama_quantize() -> None:
     plan = make_plan(model(), BLOCKS, "Q4_0")
     assert targets(plan) == {
