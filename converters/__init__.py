@@ -44,7 +44,8 @@ def detect(path: Path) -> Format:
         candidate = get_format(name)
         if candidate.detect(path):
             return candidate
-    raise FormatError(path, f"content is none of the known formats ({', '.join(FORMATS)})")
+    known = ", ".join(FORMATS)
+    raise FormatError(path, f"content is none of the known formats ({known}); check the path")
 
 
 def format_for_output(path: Path, to: str = "") -> tuple[Format, str]:

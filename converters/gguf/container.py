@@ -371,6 +371,6 @@ def read_container(path: Path) -> Container:
     """
     with path.open("rb") as stream:
         if not stream.read(1):
-            raise FormatError(path, "the file is empty")
+            raise FormatError(path, "the file is empty; copy it again")
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             return _parse(_Cursor(path, buffer))

@@ -29,7 +29,7 @@ def _split_number(container: Container, key: str) -> int | None:
 def _shard_paths(first: Container, count: int) -> list[Path]:
     match = _NAME.fullmatch(first.path.name)
     if match is None or int(match[3]) != count or count > MAX_SHARDS:
-        rule = f"split.count is {count}, the name must end in -00001-of-{count:05d}.gguf"
+        rule = f"split.count is {count}, the name must end in -00001-of-{count:05d}.gguf; rename it"
         raise FormatError(first.path, rule)
     if int(match[2]) != 1:
         rule = f"this is part {int(match[2])} of {count}; open {match[1]}-00001-of-{count:05d}.gguf"
@@ -60,7 +60,8 @@ def read_shards(path: Path) -> list[Container]:
     missing = [part.name for part in paths if not part.is_file()]
     if missing:
         shown = ", ".join(missing[:3])
-        raise FormatError(path, f"{len(missing)} of {count} parts are missing ({shown} ...)")
+        rule = f"{len(missing)} of {count} parts are missing ({shown} ...); put all in one folder"
+        raise FormatError(path, rule)
     shards = [first, *(read_container(part) for part in paths[1:])]
     for number, shard in enumerate(shards):
         _check_shard(shard, number, count)

@@ -77,7 +77,8 @@ def read_weights(path: Path, options: ReadOptions) -> dict[str, Tensor]:
             if name == PICKLE_INDEX:
                 return _read_index(path, name, read_file)
             return read_file(path / name)
-    raise FormatError(path, f"no weights here, {SAFETENSORS_FILE} or {SAFETENSORS_INDEX} required")
+    wanted = f"{SAFETENSORS_FILE} or {SAFETENSORS_INDEX}"
+    raise FormatError(path, f"no weights here, {wanted} required; check the path")
 
 
 def _select(path: Path, options: ReadOptions) -> ReadFile:
@@ -111,7 +112,8 @@ def _read_loose(folder: Path, files: list[Path]) -> dict[str, Tensor]:
 def _require_all_shards(folder: Path, found: set[tuple[str, int, int]]) -> None:
     stems = {(stem, total) for stem, _, total in found}
     if len(stems) != 1:
-        raise FormatError(folder, f"shards of several sets lie together: {sorted(stems)}")
+        sets = sorted(stems)
+        raise FormatError(folder, f"shards of several sets lie together: {sets}; keep one set")
     stem, total = stems.pop()
     present = {number for _, number, _ in found}
     for number in range(1, total + 1):
@@ -125,14 +127,18 @@ def _merge(folder: Path, files: Iterable[tuple[Path, dict[str, Tensor]]]) -> dic
     for file, tensors in files:
         for name, tensor in tensors.items():
             if name in merged:
-                raise FormatError(folder, f"tensor {name!r} stands in {file.name} and before it")
+                raise FormatError(
+                    folder,
+                    f"tensor {name!r} stands in {file.name} and before it; remove one of the two",
+                )
             merged[name] = tensor
     return merged
 
 
 def _weight_map(path: Path) -> dict[str, str]:
     if path.stat().st_size > MAX_INDEX_BYTES:
-        raise FormatError(path, f"the index passes {MAX_INDEX_BYTES} bytes")
+        rule = f"the index passes {MAX_INDEX_BYTES} bytes; it is damaged, download it again"
+        raise FormatError(path, rule)
     found = parse_json(path.read_bytes(), path, "index").get("weight_map")
     valid = isinstance(found, dict) and all(isinstance(name, str) for name in found.values())
     if not valid or not found:
@@ -162,7 +168,9 @@ def _read_index(folder: Path, index: str, read_file: ReadFile) -> dict[str, Tens
 def _compare(index: Path, shard: str, listed: set[str], held: set[str]) -> None:
     if listed - held:
         name = min(listed - held)
-        raise FormatError(index, f"tensor {name!r} is missing from shard {shard!r} of the index")
+        rule = f"tensor {name!r} is missing from shard {shard!r} of the index; download both again"
+        raise FormatError(index, rule)
     if held - listed:
         name = min(held - listed)
-        raise FormatError(index, f"shard {shard!r} holds tensor {name!r}, which the index lacks")
+        rule = f"shard {shard!r} holds tensor {name!r}, which the index lacks; download both again"
+        raise FormatError(index, rule)

@@ -239,4 +239,5 @@ def _check_tiling(path: Path, entries: dict[str, Entry], start: int, size: int) 
             path, f"the arrays end at byte {expected}, the file at {size}; it is truncated", size
         )
     if expected < size:
-        raise FormatError(path, f"{size - expected} bytes follow the last array", expected)
+        rule = f"{size - expected} bytes follow the last array; copy the file again"
+        raise FormatError(path, rule, expected)

@@ -240,7 +240,8 @@ def apply_chat_template(
     name, source = _choose(tokenizer, tools, variables.pop("chat_template", None))
     where = f"chat template {name!r}"
     if len(source) > MAX_TEMPLATE_BYTES:
-        raise HalfbyteError(f"{where}: {len(source)} characters, at most {MAX_TEMPLATE_BYTES}")
+        found = f"{len(source)} characters, at most {MAX_TEMPLATE_BYTES} are allowed"
+        raise HalfbyteError(f"{where}: {found}; give the prompt without it (--raw)")
     known = {**_special_tokens(tokenizer), **variables}
     budget = _Budget()
     try:
@@ -259,7 +260,7 @@ def apply_chat_template(
     except TemplateError as error:
         raise HalfbyteError(f"{where}: {error.message or type(error).__name__}") from error
     except (RecursionError, MemoryError) as error:
-        raise HalfbyteError(f"{where}: nested too deeply or too large") from error
+        raise HalfbyteError(f"{where}: nested too deeply or too large; use --raw") from error
     except Exception as error:
         raise HalfbyteError(f"{where}: {type(error).__name__}: {error}") from error
 
