@@ -98,11 +98,11 @@ class Generation:
         session: Session,
         prompt: Sequence[int],
         decoder: TextDecoder,
-        max_tokens: int = 128,
-        sampling: Sampling = GREEDY,
-        stops: Sequence[str] = (),
-        stop_ids: Collection[int] = (),
-        on_token: Callable[[int], None] | None = None,
+        max_tokens: int,
+        sampling: Sampling,
+        stops: Sequence[str],
+        stop_ids: Collection[int],
+        on_token: Callable[[int], None] | None,
     ) -> None:
         """Take what `generate` takes."""
         self.session = session
