@@ -136,7 +136,11 @@ class Graph:
         self._constants[name].constant = tensor
 
     def remove_constant(self, name: str) -> None:
-        """Drop a constant that nothing uses."""
+        """Drop a constant that nothing uses.
+
+        Raises:
+            ValueError: something does.
+        """
         if self._constants[name].uses:
             raise ValueError(f"constant {name!r} is still used")
         del self._constants[name]
@@ -175,7 +179,11 @@ class Graph:
         return node
 
     def remove(self, node: Node) -> None:
-        """Remove a node whose outputs are unused."""
+        """Remove a node whose outputs are unused.
+
+        Raises:
+            ValueError: an output is used, or is an output of the graph.
+        """
         for value in node.outputs:
             if value.uses or value in self.outputs:
                 raise ValueError(f"{node.label} is still used")

@@ -24,7 +24,11 @@ Large = Callable[[int, int, dict[str, Array]], tuple[Array, dict[str, Array]]]
 
 @contextlib.contextmanager
 def naming(tensor: str) -> Iterator[None]:
-    """Give errors of an encoding, which knows no names, the name of the tensor."""
+    """Give errors of an encoding, which knows no names, the name of the tensor.
+
+    Raises:
+        QuantizationError: as the block raised it, with the name.
+    """
     try:
         yield
     except QuantizationError as error:

@@ -222,7 +222,10 @@ class Tensor:
     def take_rows(self, order: NDArray[np.int64]) -> Tensor:
         """Return the tensor with row i taken from row order[i]; values stay encoded.
 
-        order: [rows] int64, a permutation; needs an encoding whose blocks are one row high.
+        order: [rows] int64, a permutation.
+
+        Raises:
+            ValueError: a block of the encoding spans several rows.
         """
         if self.encoding.block_shape[0] != 1:
             raise ValueError(f"{self.encoding} spans rows: rows of {self.name} cannot move")

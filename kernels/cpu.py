@@ -213,6 +213,9 @@ def encode(kind: str, rows: Float32, importance: Float32 | None = None) -> NDArr
 
     importance: [columns] float32 weights of the search; Q8_0 and dense kinds ignore it.
     Returns uint8 [rows, row_bytes]. NaN and infinities are not looked for.
+
+    Raises:
+        ValueError: CLAIMS["encode"] lacks the kind, or a shape or dtype does not fit it.
     """
     if kind not in CLAIMS["encode"]:
         known = ", ".join(sorted(CLAIMS["encode"]))
@@ -255,6 +258,9 @@ def linear(
     too) in one dispatch. compute "exact" multiplies exactly decoded weights in float32; "int8"
     rounds x to int8 per row and 32 columns and multiplies integers where the kind allows it
     (CLAIMS["linear_int8"]; act-order and groups that 32 does not divide stay exact).
+
+    Raises:
+        ValueError: the numbers of weights, biases and outputs differ, or shapes do not fit.
     """
     native = _native()
     if isinstance(weight, LinearWeight):
@@ -426,7 +432,11 @@ def swiglu(gate: Float32, up: Float32, out: Float32 | None = None) -> Float32:
 def gelu(
     x: Float32, approximate: Literal["none", "tanh"] = "none", out: Float32 | None = None
 ) -> Float32:
-    """Return the Gaussian error linear unit: by erf, or by its tanh approximation."""
+    """Return the Gaussian error linear unit: by erf, or by its tanh approximation.
+
+    Raises:
+        ValueError: `approximate` is neither.
+    """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate {approximate!r}, required 'none' or 'tanh'")
     out = np.empty(x.shape, np.float32) if out is None else out

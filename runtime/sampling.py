@@ -61,7 +61,7 @@ GREEDY = Sampling(temperature=0.0)
 def penalized(
     logits: NDArray[np.float32], recent: Sequence[int], penalty: float
 ) -> NDArray[np.float32]:
-    """Return logits where recent tokens are divided (positive) or multiplied by `penalty`."""
+    """Return logits [vocabulary]; recent tokens' are divided (positive) or multiplied."""
     if penalty == 1.0 or not len(recent):
         return logits
     result: NDArray[np.float32] = logits.copy()
@@ -72,7 +72,10 @@ def penalized(
 
 
 def best_first(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Return the indices of the `count` largest logits (0: all), first index first among ties."""
+    """Return the indices of the `count` largest logits [vocabulary], largest first.
+
+    Among ties the first index comes first; count 0 means all.
+    """
     if 0 < count < len(logits):
         limit = np.partition(logits, len(logits) - count)[len(logits) - count]
         above = np.flatnonzero(logits > limit)
@@ -84,13 +87,13 @@ def best_first(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
 
 
 def probabilities(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Return softmax in float64."""
+    """Return softmax of [n] logits in float64."""
     wide = np.exp(np.asarray(logits, np.float64) - float(np.max(logits)))
     return np.asarray(wide / wide.sum())
 
 
 def candidates(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.int64]:
-    """Return the token ids that top-k, top-p and min-p leave, most likely first."""
+    """Return the ids that top-k, top-p and min-p leave of logits [vocabulary], likeliest first."""
     ids = best_first(logits, sampling.top_k)
     if sampling.top_p < 1:
         reached = np.cumsum(probabilities(logits[ids])) >= sampling.top_p

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from halfbyte.errors import QuantizationError, UnsupportedError
 from halfbyte.ir.encodings.encoding import Array, Encoding, Parts, PartSpec, Scales, Unpacked
+from halfbyte.ir.encodings.grid import UNNAMED
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class OpaqueBlocks(Encoding):
         """Return the one part, `data` uint8 [rows, row bytes]."""
         if columns % self.block:
             rule = f"{columns} columns, {self.type_name} needs a multiple of {self.block}"
-            raise QuantizationError("?", rule)
+            raise QuantizationError(UNNAMED, rule)
         shape = (rows, columns // self.block * self.block_bytes)
         return {"data": PartSpec(np.dtype(np.uint8), shape)}
 

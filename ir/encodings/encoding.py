@@ -166,7 +166,7 @@ class Encoding(ABC):
 
     @abstractmethod
     def assign(self, rows: NDArray[np.float32], scales: Scales) -> NDArray[np.int32]:
-        """Choose the nearest code of each value on a given grid."""
+        """Choose the nearest code on a given grid: rows [rows, columns] to codes of that shape."""
 
     @abstractmethod
     def encode(

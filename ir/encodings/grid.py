@@ -43,9 +43,10 @@ def values_of(unpacked: Unpacked) -> NDArray[np.float32]:
 def nearest_codes(
     rows: NDArray[np.float32], scales: Scales, low: int, high: int
 ) -> NDArray[np.int32]:
-    """Return the nearest code in low..high of each value, ties to even.
+    """Return the nearest code in low..high of each value, ties to even: [rows, columns] int32.
 
-    Where the scale is 0 every code decodes alike; the code of value 0 is taken.
+    rows: [rows, columns] float32. Where the scale is 0 every code decodes alike; the code of
+    value 0 is taken.
     """
     grouped, per_group = _by_group(rows, scales)
     scale = per_group(scales.scale)
@@ -121,7 +122,7 @@ def shifted(unpacked: Unpacked, zero_point: int, low: int, high: int) -> Unpacke
 
 
 def require_codes(codes: NDArray[np.int32], low: int, high: int) -> None:
-    """Check that all codes lie in low..high.
+    """Check that all codes, of any shape, lie in low..high.
 
     Raises:
         QuantizationError: one does not.
@@ -132,7 +133,7 @@ def require_codes(codes: NDArray[np.int32], low: int, high: int) -> None:
 
 
 def stored(values: NDArray[np.float32], dtype: np.dtype[np.generic], what: str) -> Array:
-    """Return `values` in `dtype` if every one survives, sign of zero included.
+    """Return `values`, of any shape, in `dtype` if every one survives, sign of zero included.
 
     Raises:
         QuantizationError: a value is not representable.
@@ -148,7 +149,7 @@ def stored(values: NDArray[np.float32], dtype: np.dtype[np.generic], what: str) 
 
 
 def require_finite(rows: NDArray[np.float32]) -> None:
-    """Check that all weights are finite.
+    """Check that all weights [rows, columns] are finite.
 
     Raises:
         QuantizationError: a weight is NaN or infinite.
@@ -160,7 +161,7 @@ def require_finite(rows: NDArray[np.float32]) -> None:
 
 
 def fractional_zero(offset: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the zero point, in codes, that stands for an offset: -offset / scale.
+    """Return the zero points, in codes, that stand for offsets: -offset / scale, [rows, groups].
 
     Raises:
         QuantizationError: a group has scale 0 and an offset, which no zero point can say.

@@ -12,5 +12,5 @@ def per_token(reference: NDArray[np.float32], candidate: NDArray[np.float32]) ->
 
 
 def summarize(same: NDArray[np.bool_]) -> dict[str, float]:
-    """Return the share."""
+    """Return the share of tokens [n] where both models agree."""
     return {"top1_agreement": float(same.mean())}

@@ -19,7 +19,7 @@ def per_token(
 
 
 def summarize(values: NDArray[np.float64]) -> dict[str, float]:
-    """Return mean, median, 99th percentile (linear interpolation) and maximum."""
+    """Return mean, median, 99th percentile (linear) and maximum of divergences [n], in nats."""
     return {
         "mean_kl": float(values.mean()),
         "median_kl": float(np.median(values)),

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 
 def summarize(reference: NDArray[Any], candidate: NDArray[Any]) -> dict[str, float]:
-    """Return cosine, the largest absolute error, and that error over the largest |reference|."""
+    """Return cosine, the largest absolute error, and that error over the largest |reference|.
+
+    Both arrays have one shape, whatever it is.
+    """
     first = reference.astype(np.float64).ravel()
     second = candidate.astype(np.float64).ravel()
     if not first.size:

@@ -21,7 +21,7 @@ def _exp(value: float) -> float:
 
 
 def summarize(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> dict[str, float]:
-    """Return both perplexities and their ratio from negative log-likelihoods per token.
+    """Return both perplexities and their ratio from negative log-likelihoods [n].
 
     The error of the ratio uses the covariance of the two, which see the same tokens.
     """

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def summarize(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> dict[str, float]:
-    """Return mean and root mean square of p_candidate - p_reference, from ln p per token."""
+    """Return mean and root mean square of p_candidate - p_reference, from ln p [n]."""
     change = np.exp(candidate) - np.exp(reference)
     return {
         "mean_probability_change": float(change.mean()),
