@@ -55,7 +55,7 @@ SCALE_SUFFIX = {"float16": "", "bfloat16": "-bf16", "float32": "-f32"}
 ZERO_SUFFIX = {"none": "", "uint8": "-asym", "float": "-fzp"}
 _NAME = re.compile(
     r"int(?P<bits>[2-8])(-g(?P<group>[1-9][0-9]*))?(?P<zero>-asym|-fzp)?"
-    r"(?P<scale>-bf16|-f32)?(?P<order>-actorder)?"
+    r"(?P<scale>-bf16|-f32)?(?P<order>-act-?order)?"
 )
 WIDEST_SIGNED_EXTREME = 6
 
@@ -64,7 +64,7 @@ WIDEST_SIGNED_EXTREME = 6
 class Affine(Encoding):
     """`bits` 2..8; `group_size` columns per scale (0: the row); `zero_point` none, uint8, float.
 
-    Names: `int{bits}[-g{group_size}][-asym|-fzp][-bf16|-f32][-actorder]`.
+    Names: `int{bits}[-g{group_size}][-asym|-fzp][-bf16|-f32][-actorder]`; `-act-order` is read too.
     """
 
     bits: int = 8

@@ -7,6 +7,7 @@ temporary name in the target folder, flush it to disk, then rename it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -32,6 +33,13 @@ def _require_parent(destination: Path) -> None:
         )
 
 
+def _named(error: OSError, partial: Path, final: Path) -> None:
+    """Let a failed write name the output, not the temporary file or nothing."""
+    full = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full or str(error.filename).startswith(str(partial)):
+        error.filename = str(final)
+
+
 @contextlib.contextmanager
 def atomic_file(destination: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield a binary file that replaces `destination` when the block ends without an error.
@@ -52,8 +60,11 @@ def atomic_file(destination: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, final)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            _named(error, partial, final)
         raise
 
 
@@ -71,8 +82,8 @@ def atomic_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise HalfbyteError(f"{final}: already exists and is not an empty folder; name a new one")
     partial = _temporary_name(final)
-    partial.mkdir()
     try:
+        partial.mkdir()
         yield partial
         for entry in partial.rglob("*"):
             if entry.is_file():
@@ -81,8 +92,10 @@ def atomic_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
         if final.is_dir():
             final.rmdir()
         os.replace(partial, final)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            _named(error, partial, final)
         raise
 
 

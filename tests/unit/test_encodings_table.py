@@ -56,6 +56,7 @@ def test_all_affine_combinations_have_their_own_name() -> None:
 def test_names_spell_the_fields() -> None:
     assert encoding_from_name("int4-g128") == Affine(4, 128)
     assert encoding_from_name("int8") == Affine(8)
+    assert encoding_from_name("int4-g32-act-order").name == "int4-g32-actorder"
     assert encoding_from_name("int4-g32-asym-f32-actorder") == Affine(
         4, 32, "uint8", "float32", True
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -38,6 +39,28 @@ def test_a_failure_keeps_the_old_file(error, tmp_path):
         raise error
     assert names(tmp_path) == ["x.bin"]
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("atomic", [atomic_file, atomic_folder])
+def test_a_full_disk_names_the_output(atomic, tmp_path):
+    with pytest.raises(OSError, match="No space") as caught, atomic(tmp_path / "x.bin"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(tmp_path / "x.bin")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("atomic", [atomic_file, atomic_folder])
+def test_a_name_too_long_names_the_output(atomic, tmp_path):
+    path = tmp_path / ("x" * 254)
+    with pytest.raises(OSError, match="too long") as caught, atomic(path):
+        pass
+    assert caught.value.filename == str(path)
+
+
+def test_other_failures_keep_their_file(tmp_path):
+    with pytest.raises(OSError, match="broken") as caught, atomic_file(tmp_path / "x.bin"):
+        raise OSError(errno.EIO, "broken", "source.bin")
+    assert caught.value.filename == "source.bin"
 
 
 def test_a_file_replaces_another(tmp_path):
