@@ -104,7 +104,7 @@ def read_pickle_checkpoint(path: Path) -> dict[str, StoredArray]:
         return _read_archive(path)
     except (zipfile.BadZipFile, NotImplementedError, struct.error, OverflowError) as error:
         raise FormatError(path, f"the zip archive is damaged ({error})") from None
-    except (EOFError, RuntimeError, OSError) as error:
+    except (EOFError, RuntimeError, OSError, ValueError) as error:
         raise FormatError(path, f"the zip archive cannot be read ({error})") from None
 
 
@@ -120,20 +120,18 @@ def _read_archive(path: Path) -> dict[str, StoredArray]:
         entries = {info.filename: info for info in infos}
         if len(entries) != len(infos):
             raise FormatError(path, "an entry name stands twice in the archive")
-        _require_little_endian(path, archive, entries.get(f"{root}/byteorder"))
         with path.open("rb") as stream:
             size = path.stat().st_size
             spans = {n: _span(path, stream, size, info) for n, info in entries.items()}
+            _require_little_endian(path, stream, spans.get(f"{root}/byteorder"))
             content = _slice(path, stream, spans[pickles[0].filename])
     prefix = f"{root}/data/"
     storages = {n[len(prefix) :]: span for n, span in spans.items() if n.startswith(prefix)}
     return _state_dict(path, _Unpickler(path, content, storages).result())
 
 
-def _require_little_endian(
-    path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo | None
-) -> None:
-    if info is not None and (info.file_size > 16 or archive.read(info) != b"little"):
+def _require_little_endian(path: Path, stream: Any, span: tuple[int, int] | None) -> None:
+    if span is not None and (span[1] > 16 or _slice(path, stream, span) != b"little"):
         raise UnsupportedError("a byte order other than little", str(path), ["little"])
 
 

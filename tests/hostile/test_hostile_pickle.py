@@ -285,3 +285,17 @@ def test_every_byte_flipped(tmp_path: Path) -> None:
             continue
         for array in found.values():
             array.part.read()
+
+
+def test_entry_names_that_are_no_text(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "m.bin", GOOD, SIXTEEN)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    utf8_name = (1 << 11).to_bytes(2, "little")
+    broken = bytearray(content)
+    broken[start + 8 : start + 10] = utf8_name
+    broken[start + 46] = 0xFF
+    path.write_bytes(bytes(broken))
+    with pytest.raises(FormatError, match="the zip archive cannot be read"):
+        read_pickle_checkpoint(path)
