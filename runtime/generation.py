@@ -166,7 +166,7 @@ class Generation:
             self.stopped_by = "stop"
         elif len(self.token_ids) >= self.max_tokens:
             self.stopped_by = "length"
-        elif self.session.position == self.session.cache.limit:
+        elif self.session.position == self.session.position_limit:
             self.stopped_by = "capacity"
         return piece
 

@@ -70,6 +70,12 @@ class Session:
         return self.cache.position
 
     @property
+    def position_limit(self) -> int | None:
+        """Return how many positions fit the states and the model's position table."""
+        limits = (self.cache.limit, self._limits.get(POSITIONS))
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
     def vocabulary_size(self) -> int | None:
         """Return the number of token ids, None for a graph without them."""
         return self._limits.get(TOKEN_IDS)

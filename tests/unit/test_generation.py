@@ -10,6 +10,7 @@ from halfbyte.runtime.benchmark import benchmark, memory_bandwidth, weight_bytes
 from halfbyte.runtime.generation import StopFilter, decode_step, generate, prefill
 from halfbyte.runtime.sampling import GREEDY, Sampling
 from halfbyte.runtime.session import Session
+from support.random_models import random_model
 from support.tiny_graphs import VOCABULARY, tiny_decoder
 
 
@@ -144,6 +145,14 @@ def test_prefill_in_chunks_gives_the_same_logits() -> None:
     assert whole.tobytes() == parts.tobytes()
     step = decode_step(session, 3)
     assert step.shape == (VOCABULARY,)
+
+
+def test_the_end_of_the_position_table_ends_generation() -> None:
+    session = Session(random_model("gpt2", n_positions=6), threads=1)
+    generation = generate(session, [1, 2, 3, 4], Letters(), max_tokens=9)
+    list(generation)
+    assert generation.stopped_by == "capacity"
+    assert len(generation.token_ids) == 3
 
 
 def test_capacity_ends_generation() -> None:
