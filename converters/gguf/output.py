@@ -109,6 +109,8 @@ def _converted(model: Model, architecture: Architecture) -> Output:
     ]
     placed = [_placed(t, gguf_name(k), architecture, model) for k, t in kept.items()]
     tensors = [*explicit, *placed]
+    if any(stored_type(tensor).name == "F64" for tensor in placed):
+        log.warning("GGUF holds float64, but llama.cpp cannot compute with it: give --type float32")
     names = [*(tensor.name for tensor in explicit), *(tensor.name for tensor in kept.values())]
     return Output(_converted_metadata(model, architecture, tensors), tensors, names)
 

@@ -66,6 +66,13 @@ def test_table(cli, models, tmp_path):
     assert (found.code, found.out, found.err) == (0, "", "")
 
 
+def test_float64_in_gguf_comes_with_a_warning(cli, models, tmp_path):
+    to = ["convert", models / "llama", tmp_path / "m.gguf", "--type"]
+    wide = cli(*to, "float64", "--json").json()
+    assert any("llama.cpp cannot compute with it" in line for line in wide["warnings"])
+    assert cli(*to, "float32", "--json").json()["warnings"] == []
+
+
 @pytest.mark.parametrize("source", ["llama", "llama.gguf", "llama.hb"])
 @pytest.mark.parametrize("glob", ["blk.*.ffn_down", "model.layers.*.mlp.down_proj.weight"])
 def test_overrides_know_the_names_of_every_container(source, glob, cli, models, tmp_path):
