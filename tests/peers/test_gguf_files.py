@@ -1,6 +1,6 @@
 """GGUF files between us, gguf-py and llama.cpp.
 
-HALFBYTE_LLAMA_CPP may name a llama.cpp source tree: its conversion script is then compared with
+HALFBYTE_LLAMA_CPP_SOURCE may name a llama.cpp source tree: its conversion script is then compared with
 ours on the model that HALFBYTE_DECODER names.
 """
 
@@ -301,10 +301,10 @@ def test_llama_cpp_embeds_with_minilm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("type_name", ["F32", "F16", "BF16", "Q8_0"])
 def test_conversion_script_writes_the_same(tmp_path: Path, type_name: str) -> None:
-    tree = os.environ.get("HALFBYTE_LLAMA_CPP", "")
+    tree = os.environ.get("HALFBYTE_LLAMA_CPP_SOURCE", "")
     script = Path(tree) / "convert_hf_to_gguf.py"
     if not tree or not script.is_file():
-        pytest.skip("HALFBYTE_LLAMA_CPP names no llama.cpp source tree")
+        pytest.skip("HALFBYTE_LLAMA_CPP_SOURCE names no llama.cpp source tree")
     source = require_model("decoder")
     theirs, ours = tmp_path / "theirs.gguf", tmp_path / "ours.gguf"
     # the script knows no hash for this tokenizer: it is told what ours picks
