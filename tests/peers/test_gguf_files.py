@@ -1,7 +1,7 @@
 """GGUF files between us, gguf-py and llama.cpp.
 
-HALFBYTE_LLAMA_CPP_SOURCE may name a llama.cpp source tree: its conversion script is then compared with
-ours on the model that HALFBYTE_DECODER names.
+HALFBYTE_LLAMA_CPP_SOURCE may name a llama.cpp source tree: its conversion script is then compared
+with ours on the model that HALFBYTE_DECODER names.
 """
 
 from __future__ import annotations
