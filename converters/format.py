@@ -65,6 +65,13 @@ class Format(Protocol):
             UnsupportedError: the architecture or a type is unknown.
         """
 
+    def verify_content(self, path: Path, threads: int) -> None:
+        """Check the stored bytes against the hashes that the file carries, if its format has any.
+
+        Raises:
+            FormatError: a hash does not match.
+        """
+
     def profile(self, flavour: str = "") -> Profile:
         """Return what the container can hold."""
 

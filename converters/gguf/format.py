@@ -28,6 +28,9 @@ class GgufFormat:
 
         return read_model(path)
 
+    def verify_content(self, path: Path, threads: int) -> None:
+        """Do nothing: GGUF carries no hashes."""
+
     def profile(self, flavour: str = "") -> GgufProfile:
         """Return what the container can hold.
 

@@ -35,6 +35,9 @@ class HuggingFaceFormat:
 
         return read_model(path, options)
 
+    def verify_content(self, path: Path, threads: int) -> None:
+        """Do nothing: a Hugging Face folder carries no hashes."""
+
     def profile(self, flavour: str = "") -> Profile:
         """Return what the container can hold.
 

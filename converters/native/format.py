@@ -32,6 +32,16 @@ class NativeFormat:
 
         return read_native(path)
 
+    def verify_content(self, path: Path, threads: int) -> None:
+        """Check every array against the SHA-256 in the header.
+
+        Raises:
+            FormatError: a hash does not match; the message names the array.
+        """
+        from halfbyte.converters.native.reader import verify_hashes
+
+        verify_hashes(path, threads)
+
     def profile(self, flavour: str = "") -> Profile:
         """Return what the container can hold.
 

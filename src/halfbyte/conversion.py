@@ -144,10 +144,7 @@ def _require_device(device: str, threads: int) -> None:
 
 def _read(path: Path, request: OutputRequest, threads: int) -> Model:
     reader = detect(path)
-    if reader.name == "hb":
-        from halfbyte.converters.native.reader import verify_hashes
-
-        verify_hashes(path, threads)
+    reader.verify_content(path, threads)
     return reader.read(path, request.options)
 
 
@@ -186,10 +183,10 @@ def write(
     Raises:
         HalfbyteError: the source is broken, or the target cannot hold the model.
     """
-    from halfbyte.converters.hugging_face.hub import check_repository, push
-
     started = time.perf_counter()
     if request.push_to_hub:
+        from halfbyte.converters.hugging_face.hub import check_repository, push
+
         check_repository(request.push_to_hub)
     with PeakMemory() as memory, _logged_warnings() as logged:
         model, plan, written = _converted(source, output, request, progress)

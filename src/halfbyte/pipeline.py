@@ -176,9 +176,8 @@ def inspect(
     from halfbyte.verification.inspection import describe
 
     path = resolve(source, revision, allow_pickle)
-    model = detect(path).read(path, ReadOptions(allow_pickle=allow_pickle))
-    if verify and model.provenance.format == "hb":
-        from halfbyte.converters.native.reader import verify_hashes
-
-        verify_hashes(path, threads or available_threads())
+    reader = detect(path)
+    model = reader.read(path, ReadOptions(allow_pickle=allow_pickle))
+    if verify:
+        reader.verify_content(path, threads or available_threads())
     return describe(model, str(source), read_weights=verify)
