@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import FormatError, HalfbyteError
 from halfbyte.ir.model import Model
+
+if TYPE_CHECKING:
+    from halfbyte.converters.tokenizers.codec import Codec
 
 ENCODER_LINES = 32
 ENCODER_TOKENS = 128
@@ -69,37 +72,43 @@ def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
         raise FormatError(path, f"is not an .npz of plain arrays ({error})") from None
 
 
-def _require_same_tokens(reference: Model, candidate: Model, text: str) -> list[int]:
-    from halfbyte.converters.tokenizers.codec import Codec
+class _Agreement:
+    """The codecs of both models, which must give the same tokens."""
 
-    found = []
-    for model in (reference, candidate):
-        if model.tokenizer is None:
+    def __init__(self, reference: Model, candidate: Model) -> None:
+        self.sources = (reference.provenance.source, candidate.provenance.source)
+        self.codecs = [_codec(model) for model in (reference, candidate)]
+
+    def tokens(self, text: str) -> list[int]:
+        found = [codec.encode(text, add_special=True, parse_special=False) for codec in self.codecs]
+        if found[0] != found[1]:
             raise HalfbyteError(
-                f"{model.provenance.source}: has no tokenizer, verifying a language model on text "
-                "needs one; convert it together with its tokenizer"
+                f"{self.sources[1]}: its tokenizer gives other tokens than "
+                f"{self.sources[0]}'s, they must agree; verify two forms of one model"
             )
-        found.append(Codec(model.tokenizer).encode(text, add_special=True, parse_special=False))
-    if found[0] != found[1]:
-        raise HalfbyteError(
-            f"{candidate.provenance.source}: its tokenizer gives other tokens than "
-            f"{reference.provenance.source}'s, they must agree; verify two forms of one model"
-        )
-    return found[0]
+        return found[0]
+
+    def beginning(self) -> int | None:
+        """Return the token the reference's vocabulary puts before every text, or None."""
+        codec = self.codecs[0]
+        added = codec.encode("", add_special=True)
+        return added[0] if added and added[0] == codec.tokenizer.special_ids.get("bos") else None
 
 
-def _beginning(model: Model) -> int | None:
-    """Return the token the vocabulary puts before every text, or None."""
+def _codec(model: Model) -> Codec:
     from halfbyte.converters.tokenizers.codec import Codec
 
-    assert model.tokenizer is not None
-    added = Codec(model.tokenizer).encode("", add_special=True)
-    return added[0] if added and added[0] == model.tokenizer.special_ids.get("bos") else None
+    if model.tokenizer is None:
+        raise HalfbyteError(
+            f"{model.provenance.source}: has no tokenizer, verifying a language model on text "
+            "needs one; convert it together with its tokenizer"
+        )
+    return Codec(model.tokenizer)
 
 
-def _encoder_batches(reference: Model, candidate: Model, text: str) -> list[dict[str, Any]]:
+def _encoder_batches(agreement: _Agreement, text: str) -> list[dict[str, Any]]:
     lines = [line for line in text.splitlines() if line.strip()][:ENCODER_LINES]
-    rows = [_require_same_tokens(reference, candidate, line)[:ENCODER_TOKENS] for line in lines]
+    rows = [agreement.tokens(line)[:ENCODER_TOKENS] for line in lines]
     return [{"input_ids": np.asarray([ids], dtype=np.int64)} for ids in rows if ids]
 
 
@@ -117,11 +126,12 @@ def evaluation_data(reference: Model, candidate: Model, data: str | Path | None)
                 f"{candidate.provenance.source}: is no language model, the reference is one; "
                 "verify two forms of one model"
             )
-        tokens = _require_same_tokens(reference, candidate, read_text(data))
-        return EvaluationData(tokens=tokens, first_token=_beginning(reference))
+        agreement = _Agreement(reference, candidate)
+        tokens = agreement.tokens(read_text(data))
+        return EvaluationData(tokens=tokens, first_token=agreement.beginning())
     if reference.tokenizer is not None:
         text = read_text(data)
-        return EvaluationData(batches=_encoder_batches(reference, candidate, text))
+        return EvaluationData(batches=_encoder_batches(_Agreement(reference, candidate), text))
     if data is not None:
         raise HalfbyteError(f"{data}: this model takes arrays, not text; give an .npz of inputs")
     from halfbyte.verification.outputs import random_inputs
