@@ -25,9 +25,7 @@ from halfbyte.ir.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
-TEXT_FILES = (
-    CONFIG_FILE,
-    GENERATION_FILE,
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -40,6 +38,11 @@ TEXT_FILES = (
     "sentencepiece.bpe.model",
     "chat_template.jinja",
     "chat_template.json",
+)
+TEXT_FILES = (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    *TOKENIZER_FILES,
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
@@ -48,7 +51,6 @@ TEXT_FILES = (
     "LICENSE.txt",
     "NOTICE",
 )
-TOKENIZER_FILES = frozenset(TEXT_FILES[2:14])
 MAX_TEXT_BYTES = 200_000_000
 HEAD = WeightKey(Role.OUTPUT_HEAD)
 EMBEDDING = WeightKey(Role.TOKEN_EMBEDDING)
@@ -202,7 +204,7 @@ def _same_values(left: Tensor, right: Tensor) -> bool:
 
 
 def _tokenizer(files: dict[str, bytes]) -> tuple[Tokenizer | None, list[str]]:
-    if TOKENIZER_FILES.isdisjoint(files):
+    if not files.keys() & set(TOKENIZER_FILES):
         return None, []
     from halfbyte.converters.tokenizers import from_hugging_face
 
