@@ -3,6 +3,11 @@
 Operator names, attributes and since_version are ai.onnx's; domain `halfbyte` adds `Linear`,
 `ExpertLinear` and `CachedAttention`. Nodes stand in topological order. Nodes are changed through
 the graph's methods only, which keep producer and uses right.
+
+A subgraph (an attribute of If, Loop, Scan, SequenceMap) sees nothing of the graph around it: what
+it needs beyond its formal inputs are further inputs of the subgraph, fed by the last `captures`
+inputs of the node (an attribute), in the same order. Each branch of If takes all captures.
+Constants are not captured: each graph holds the tensors that it reads.
 """
 
 from __future__ import annotations
@@ -15,20 +20,25 @@ from halfbyte.ir.tensor import Tensor
 
 ONNX_DOMAIN = ""
 HALFBYTE_DOMAIN = "halfbyte"
-CANONICAL_OPSET = 24
+CANONICAL_OPSET = 28
 
 Dim = int | str
 
 
 @dataclass(eq=False)
 class Value:
-    """A result or an input: name, dtype (numpy or ml_dtypes name), shape of ints and symbols."""
+    """A result or an input: name, dtype (a name of `dtypes.py`), shape of ints and symbols.
+
+    fixed: a constant that is read in its own dtype; other floating constants are read in the dtype
+    of the values they meet.
+    """
 
     name: str
     dtype: str | None = None
     shape: tuple[Dim, ...] | None = None
     producer: Node | None = field(default=None, repr=False)
     constant: Tensor | None = field(default=None, repr=False)
+    fixed: bool = False
     _uses: list[tuple[Node, int]] = field(default_factory=list, repr=False)
 
     @property
@@ -117,13 +127,17 @@ class Graph:
         self.states[state.name] = state
         return state
 
-    def add_constant(self, tensor: Tensor, name: str | None = None) -> Value:
+    def add_constant(
+        self, tensor: Tensor, name: str | None = None, *, fixed: bool = False
+    ) -> Value:
         """Return the value of a constant; the same name gives the same value."""
         name = tensor.name if name is None else name
         if name in self._constants and self._constants[name].constant is tensor:
             return self._constants[name]
         dtype = getattr(tensor.encoding, "dtype_name", "float32")
-        value = Value(self.fresh_name(name), dtype, tuple(tensor.shape), constant=tensor)
+        value = Value(
+            self.fresh_name(name), dtype, tuple(tensor.shape), constant=tensor, fixed=fixed
+        )
         self._constants[value.name] = value
         return value
 
@@ -236,18 +250,24 @@ class Graph:
                     yield attribute
 
     def copy(self) -> Graph:
-        """Return an independent graph over the same tensors; subgraphs are shared."""
+        """Return an independent graph over the same tensors, subgraphs included."""
         twins: dict[Value, Value] = {}
         result = Graph(self.name, opset=self.opset, states=dict(self.states))
         for value in self.values():
-            twins[value] = Value(value.name, value.dtype, value.shape, constant=value.constant)
+            twins[value] = Value(
+                value.name, value.dtype, value.shape, constant=value.constant, fixed=value.fixed
+            )
         result._names = dict(self._names)
         result.inputs = [twins[value] for value in self.inputs]
         result._constants = {name: twins[value] for name, value in self._constants.items()}
         for node in self.nodes:
             inputs = [None if value is None else twins[value] for value in node.inputs]
             outputs = [twins[value] for value in node.outputs]
-            twin = replace(node, inputs=inputs, outputs=outputs, attributes=dict(node.attributes))
+            attributes = {
+                name: held.copy() if isinstance(held, Graph) else held
+                for name, held in node.attributes.items()
+            }
+            twin = replace(node, inputs=inputs, outputs=outputs, attributes=attributes)
             result.insert(twin)
         result.outputs = [twins[value] for value in self.outputs]
         return result

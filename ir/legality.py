@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from halfbyte.errors import GraphError, UnsupportedError
+from halfbyte.ir.dtypes import dtype_name, is_dtype
 from halfbyte.ir.graph import Dim, Graph, Node, Value
-from halfbyte.ir.ops import spec_of
-from halfbyte.ir.ops.spec import DTYPES, Attribute, OpSpec, ValueType, dtype_name
+from halfbyte.ir.ops import op_specs, spec_of
+from halfbyte.ir.ops.spec import Attribute, OpSpec, ValueType
 from halfbyte.ir.tensor import Tensor
 
 STATE_ATTRIBUTES = ("key_state", "value_state")
@@ -56,7 +57,7 @@ def check_node(graph: Graph, node: Node) -> None:
     except UnsupportedError as error:
         raise GraphError(node.label, str(error)) from error
     if node.since_version not in spec.versions:
-        known = ", ".join(map(str, spec.versions))
+        known = ", ".join(str(v) for form in op_specs(spec.key) for v in form.versions)
         raise GraphError(
             node.label, f"since_version {node.since_version} is unknown; {spec.key} has {known}"
         )
@@ -90,7 +91,7 @@ def _sources(graph: Graph) -> dict[str, Value]:
 def _define(defined: dict[str, Value], value: Value) -> None:
     if value.name in defined:
         raise GraphError(value.name, "is assigned twice; every value needs a name of its own")
-    if value.dtype is not None and value.dtype not in DTYPES:
+    if value.dtype is not None and not is_dtype(value.dtype):
         raise GraphError(value.name, f"has dtype {value.dtype!r}, a numpy name was required")
     defined[value.name] = value
 
@@ -153,7 +154,7 @@ def _check_attributes(node: Node, spec: OpSpec) -> None:
 def _fits(value: Any, rule: Attribute) -> bool:
     if rule.kind in KINDS:
         plain = isinstance(value, KINDS[rule.kind])
-        return plain and (rule.kind != "dtype" or dtype_name(value) in DTYPES)
+        return plain and (rule.kind != "dtype" or is_dtype(dtype_name(value)))
     elements = KINDS[rule.kind[:-1]]
     return isinstance(value, (list, tuple)) and all(isinstance(v, elements) for v in value)
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import FormatError
+from halfbyte.ir.dtypes import dtype_of
 from halfbyte.ir.encodings.encoding import Array, Encoding
 from halfbyte.ir.roles import Role, WeightKey
 
@@ -257,4 +258,4 @@ def tensor_from_array(name: str, array: Array) -> Tensor:
     whole = np.ascontiguousarray(array)
     rows, columns = rows_and_columns(array.shape)
     part = ArrayPart(whole.reshape(rows, columns))
-    return Tensor(name, tuple(array.shape), Dense(array.dtype.name), {"data": part})
+    return Tensor(name, tuple(array.shape), Dense(dtype_of(array)), {"data": part})

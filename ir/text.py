@@ -28,9 +28,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from halfbyte.errors import GraphError, HalfbyteError
+from halfbyte.ir.dtypes import DTYPES, is_dtype, numpy_dtype
 from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.graph import Dim, Graph, Node, Origin, State, Value
-from halfbyte.ir.ops.spec import DTYPES, numpy_dtype
 from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import Tensor
 
@@ -86,7 +86,8 @@ def _constant(value: Value, tensor: Tensor) -> str:
     if tensor.name != value.name:
         text += f" tensor {_name(tensor.name)}"
     text += _option("role", tensor.role) + _option("layer", tensor.layer)
-    return text + (f" kind {_name(tensor.kind)}" if tensor.kind != "weight" else "")
+    text += f" kind {_name(tensor.kind)}" if tensor.kind != "weight" else ""
+    return text + (" fixed" if value.fixed else "")
 
 
 def _node(node: Node) -> str:
@@ -262,7 +263,7 @@ class _Parser:
 
     def dtype(self) -> str | None:
         found = self.name()
-        if found != "?" and found not in DTYPES:
+        if found != "?" and not is_dtype(found):
             self.fail(f"dtype {found!r} is unknown; use a numpy name")
         return None if found == "?" else found
 
@@ -315,6 +316,7 @@ class _Parser:
         role = Role(self.name()) if self.accept("role") else None
         layer = self.optional_integer("layer")
         kind = self.name() if self.accept("kind") else "weight"
+        value.fixed = self.accept("fixed")
         shape = tuple(d for d in value.shape or () if isinstance(d, int))
         if value.shape is None or len(shape) != len(value.shape):
             self.fail(f"constant {value.name!r} needs a shape of integers")

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from halfbyte.errors import GraphError, HalfbyteError
+from halfbyte.ir.dtypes import numpy_dtype
 from halfbyte.ir.graph import Dim, Graph, Node, Value
-from halfbyte.ir.ops import op_key, op_spec
+from halfbyte.ir.ops import spec_of
 from halfbyte.ir.ops.spec import (
     Array,
     Context,
@@ -21,7 +22,6 @@ from halfbyte.ir.ops.spec import (
     ValueType,
     adapts,
     known_array,
-    numpy_dtype,
     required_input,
 )
 from halfbyte.ir.tensor import tensor_from_array
@@ -90,7 +90,7 @@ class PlanBuilder:
         known = slot.tensor is None and slot.array is not None and value not in self.graph.inputs
         if known and slot.array is not None:
             constant = tensor_from_array(value.name, slot.array)
-        self.shadows[value] = Value(value.name, slot.dtype, shape, constant=constant)
+        self.shadows[value] = Value(value.name, slot.dtype, shape, constant=constant, fixed=True)
 
     def _slot(self, value: Value) -> Slot:
         if value not in self.slots:
@@ -108,7 +108,7 @@ class PlanBuilder:
         return Slot(slot.name, array.dtype.name, tuple(array.shape), array)
 
     def _node(self, node: Node) -> None:
-        spec = op_spec(op_key(node.op, node.domain))
+        spec = spec_of(node)
         slots = [None if value is None else self._slot(value) for value in node.inputs]
         shadow = self._shadow(node)
         types = spec.infer(shadow)
@@ -165,7 +165,8 @@ class PlanBuilder:
         if not known or any(bound.attributes.get(n) for n in ("key_state", "value_state")):
             return False
         operands = [None if slot is None else _constant_array(slot) for slot in bound.inputs]
-        results = bound.spec.evaluate(operands, bound.attributes, Context())
+        context = Context(outputs=len(bound.outputs))
+        results = bound.spec.evaluate(operands, bound.attributes, context)
         for slot, result in zip(bound.outputs, results, strict=False):
             slot.array = np.asarray(result, order="C")
             slot.dtype, slot.shape = result.dtype.name, result.shape

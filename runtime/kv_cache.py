@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import GraphError, HalfbyteError
+from halfbyte.ir.dtypes import numpy_dtype
 from halfbyte.ir.graph import State
-from halfbyte.ir.ops.spec import numpy_dtype
 
 Array = NDArray[Any]
 FIRST_CAPACITY = 256

@@ -34,7 +34,7 @@ def operand(bound: BoundNode, index: int, slot: Slot | None) -> Any:
 def reference_step(bound: BoundNode) -> Step:
     """Return a step that evaluates a node in numpy."""
     operands = [operand(bound, i, slot) for i, slot in enumerate(bound.inputs)]
-    context = Context(bound.cache)
+    context = Context(bound.cache, len(bound.outputs))
     outputs, attributes, evaluate = bound.outputs, bound.attributes, bound.spec.evaluate
 
     def step() -> None:

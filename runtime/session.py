@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import HalfbyteError
+from halfbyte.ir.dtypes import numpy_dtype
 from halfbyte.ir.graph import Graph, Value
 from halfbyte.ir.model import Model
-from halfbyte.ir.ops.spec import numpy_dtype
 from halfbyte.ir.passes import run_passes
 from halfbyte.runtime import get_backend
 from halfbyte.runtime.backend import WeightStore

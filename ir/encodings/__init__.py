@@ -17,7 +17,8 @@ _HERE = "halfbyte.ir.encodings"
 
 # Pattern of the names (whole match, case counts) -> "module:Class". The first match wins.
 ENCODINGS: dict[str, str] = {
-    r"float(64|32|16)|bfloat16|float8_(e4m3fn|e5m2)|[iu](8|16|32|64)|bool": f"{_HERE}.dense:Dense",
+    r"float(64|32|16)|bfloat16|float[468]_e\w+|[iu](2|4|8|16|32|64)|complex\d+"
+    r"|bool|string": f"{_HERE}.dense:Dense",
     r"F(64|32|16)|BF16|I(8|16|32|64)": f"{_HERE}.dense:Dense",
     r"int[2-8](-.+)?": f"{_HERE}.affine:Affine",
     r"Q4_0": f"{_HERE}.ggml_legacy:Q4_0",

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import QuantizationError, UnsupportedError
+from halfbyte.ir import dtypes as graph_dtypes
+from halfbyte.ir.dtypes import numpy_dtype
 from halfbyte.ir.encodings.encoding import Array, Encoding, Parts, PartSpec, Scales, Unpacked
 from halfbyte.ir.encodings.grid import UNNAMED
 from halfbyte.ir.encodings.kernel_choice import cpu_kernel
@@ -40,7 +42,13 @@ INTEGERS: dict[str, np.dtype[Any]] = {
 }
 DTYPES: dict[str, np.dtype[Any]] = {**FLOATS, **INTEGERS, "bool": np.dtype(np.bool_)}
 
-_SHORT = {name: name.replace("uint", "u").replace("int", "i") for name in INTEGERS}
+# Constants of a graph may also have these; weights do not. Sub-byte values take one byte each.
+GRAPH_ONLY: dict[str, np.dtype[Any]] = {
+    name: numpy_dtype(name) for name in sorted(graph_dtypes.DTYPES - DTYPES.keys())
+}
+_SHORT = {
+    name: name.replace("uint", "u").replace("int", "i") for name in sorted(graph_dtypes.INTEGERS)
+}
 _LONG = {short: name for name, short in _SHORT.items()}
 GGUF_NAMES = {
     "F64": "float64",
@@ -61,14 +69,14 @@ class Dense(Encoding):
     dtype_name: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.dtype_name not in DTYPES:
+        if self.dtype_name not in DTYPES and self.dtype_name not in GRAPH_ONLY:
             raise UnsupportedError(f"dtype {self.dtype_name!r}", "dense encoding", list(DTYPES))
 
     @classmethod
     def from_name(cls, name: str) -> Dense | None:
         """Return the encoding for numpy's float names, `i8` ... `u64`, `bool` or GGUF's names."""
         dtype_name = GGUF_NAMES.get(name) or _LONG.get(name, name)
-        known = dtype_name in DTYPES and name not in INTEGERS
+        known = (dtype_name in DTYPES or dtype_name in GRAPH_ONLY) and name not in _SHORT
         return cls(dtype_name) if known else None
 
     @classmethod
@@ -84,7 +92,7 @@ class Dense(Encoding):
     @property
     def dtype(self) -> np.dtype[Any]:
         """Return the element type."""
-        return DTYPES[self.dtype_name]
+        return DTYPES.get(self.dtype_name) or GRAPH_ONLY[self.dtype_name]
 
     @property
     def is_float(self) -> bool:

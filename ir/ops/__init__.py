@@ -47,8 +47,8 @@ def op_key(op: str, domain: str = "") -> str:
 
 
 @cache
-def op_spec(key: str) -> OpSpec:
-    """Return the spec of the operator called `key`.
+def op_specs(key: str) -> tuple[OpSpec, ...]:
+    """Return the specs of the operator called `key`, one for each form, the newest last.
 
     Raises:
         UnsupportedError: the table does not have it.
@@ -59,17 +59,38 @@ def op_spec(key: str) -> OpSpec:
         near = get_close_matches(key, OPS, n=3) or sorted(OPS)
         raise UnsupportedError(f"operator {key!r}", "graph", near)
     module: Any = import_module(f"halfbyte.ir.ops.{OPS[key]}")
-    specs: dict[str, OpSpec] = {spec.key: spec for spec in module.SPECS}
-    return specs[key]
+    found = [spec for spec in module.SPECS if spec.key == key]
+    return tuple(sorted(found, key=lambda spec: spec.versions[-1]))
+
+
+@cache
+def op_spec(key: str, version: int | None = None) -> OpSpec:
+    """Return the spec that has since_version `version`; without one, or unknown, the newest.
+
+    Raises:
+        UnsupportedError: the table does not have the operator.
+    """
+    specs = op_specs(key)
+    return next((spec for spec in specs if version in spec.versions), specs[-1])
 
 
 def spec_of(node: Node) -> OpSpec:
-    """Return the spec of a node's operator.
+    """Return the spec of a node's operator in the form of its version.
 
     Raises:
         UnsupportedError: the table does not have it.
     """
-    return op_spec(op_key(node.op, node.domain))
+    return op_spec(op_key(node.op, node.domain), node.since_version)
+
+
+def since_version(key: str, opset: int) -> int | None:
+    """Return the version of an operator that an opset has, None where it has none yet.
+
+    Raises:
+        UnsupportedError: the table does not have the operator.
+    """
+    versions = [v for spec in op_specs(key) for v in spec.versions if v <= opset]
+    return max(versions, default=None)
 
 
 def infer(node: Node) -> list[ValueType]:

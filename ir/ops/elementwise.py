@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from halfbyte.errors import GraphError
+from halfbyte.ir.dtypes import DTYPES, INTEGERS, dtype_name, numpy_dtype
 from halfbyte.ir.graph import Node
 from halfbyte.ir.ops.spec import (
-    DTYPES,
-    INTEGERS,
     Array,
     Attribute,
     Case,
@@ -21,9 +20,7 @@ from halfbyte.ir.ops.spec import (
     ValueType,
     broadcast,
     common_dtype,
-    dtype_name,
     normal,
-    numpy_dtype,
     required_input,
     same_as_first,
 )

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from halfbyte.errors import GraphError
+from halfbyte.ir.dtypes import FLOATING
 from halfbyte.ir.graph import Dim, Node
 from halfbyte.ir.ops.shape import integers, ints, moved, one
 from halfbyte.ir.ops.spec import (
-    FLOATING,
     UNKNOWN,
     Array,
     Attribute,

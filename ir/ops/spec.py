@@ -8,38 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import GraphError
-from halfbyte.ir.graph import Dim, Node, Value
+from halfbyte.ir.dtypes import FLOATING
+from halfbyte.ir.graph import Dim, Graph, Node, Value
 from halfbyte.ir.tensor import Tensor
 
 Array = NDArray[Any]
 Operand = Array | Tensor | None
 UNKNOWN: Dim = "?"
-FLOATING = frozenset({"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"})
-INTEGERS = frozenset({"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"})
-DTYPES = FLOATING | INTEGERS | {"bool"}
-ONNX_DTYPES = {
-    1: "float32",
-    2: "uint8",
-    3: "int8",
-    4: "uint16",
-    5: "int16",
-    6: "int32",
-    7: "int64",
-    9: "bool",
-    10: "float16",
-    11: "float64",
-    12: "uint32",
-    13: "uint64",
-    16: "bfloat16",
-    17: "float8_e4m3fn",
-    19: "float8_e5m2",
-}
 
 
 class ValueType(NamedTuple):
@@ -62,14 +43,19 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What an evaluation may use beside its inputs."""
+    """What an evaluation may use beside its inputs.
+
+    outputs: how many outputs the node has. run: evaluates a subgraph on its inputs in order.
+    """
 
     cache: Cache | None = None
+    outputs: int = 1
+    run: Callable[[Graph, Sequence[Any]], list[Any]] | None = None
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """Kind (`int`, `float`, `string`, `ints`, `floats`, `strings`, `tensor`) and default."""
+    """Kind (`int`, `float`, `string`, `dtype`, `tensor`, `graph`; plural: a list) and default."""
 
     kind: str
     default: Any = None
@@ -94,11 +80,14 @@ Evaluate = Callable[[Sequence[Any], Mapping[str, Any], Context], list[Array]]
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One operator. Input names end in `?` when optional, in `*` when repeated (last only).
+    """One operator, in the form that it has in `versions`.
 
-    versions: the since_versions whose meaning `evaluate` has. encoded: inputs that may come as an
-    encoded Tensor. view: the first output is the first input in another shape. known: inputs whose
-    values `infer` needs.
+    Input names end in `?` when optional, in `*` when repeated (last only). versions: the
+    since_versions whose form and meaning this is; an operator that changed has several specs.
+    upgrade: rewrites a node of this form as the next one, in place in its graph, and returns
+    whether it could; None for the newest form. encoded: inputs that may come as an encoded Tensor.
+    view: the first output is the first input in another shape. known: inputs whose values `infer`
+    needs.
     """
 
     op: str
@@ -112,6 +101,7 @@ class OpSpec:
     encoded: frozenset[int] = frozenset()
     view: bool = False
     cases: Callable[[], list[Case]] = list
+    upgrade: Callable[[Graph, Node], bool] | None = None
 
     @property
     def key(self) -> str:
@@ -146,20 +136,6 @@ def required_input(node: Node, index: int) -> Value:
     return value
 
 
-def dtype_name(to: Any) -> str:
-    """Return the dtype that attribute `to` names: a numpy name or an ONNX type number."""
-    return ONNX_DTYPES.get(to, str(to)) if isinstance(to, int) else str(to)
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Return the numpy dtype of a dtype name, ml_dtypes names included."""
-    if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
-        import ml_dtypes
-
-        return cast("np.dtype[Any]", np.dtype(getattr(ml_dtypes, name)))
-    return np.dtype(name)
-
-
 def common_dtype(node: Node, indexes: Sequence[int] | None = None) -> str | None:
     """Return the dtype that the inputs share; floating constants adapt to the others.
 
@@ -187,7 +163,7 @@ def common_dtype(node: Node, indexes: Sequence[int] | None = None) -> str | None
 
 def adapts(value: Value) -> bool:
     """Whether a value is a stored floating constant, read in the dtype its reader computes in."""
-    return value.constant is not None and value.dtype in FLOATING
+    return value.constant is not None and not value.fixed and value.dtype in FLOATING
 
 
 def known_array(value: Value | None, limit: int = 1 << 16) -> Array | None:

@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
+from halfbyte.ir.dtypes import numpy_dtype
 from halfbyte.ir.graph import Graph, Node, Value
 from halfbyte.ir.ops import OPS, op_key, spec_of
-from halfbyte.ir.ops.spec import Context, adapts, numpy_dtype
+from halfbyte.ir.ops.spec import Context, adapts
 from halfbyte.ir.passes.dead_code import has_effect
 from halfbyte.ir.tensor import Tensor, tensor_from_array
 
@@ -54,11 +55,14 @@ def fold(graph: Graph, node: Node) -> None:
     """Replace a node by the constants that it yields."""
     spec = spec_of(node)
     operands = [operand(value) for value in node.inputs]
-    results = spec.evaluate(operands, spec.with_defaults(node.attributes), Context())
+    fixed = any(value is not None and value.fixed for value in node.inputs)
+    results = spec.evaluate(
+        operands, spec.with_defaults(node.attributes), Context(outputs=len(node.outputs))
+    )
     for value, result in zip(node.outputs, results, strict=False):
         dtype = result.dtype if value.dtype is None else numpy_dtype(value.dtype)
         tensor = tensor_from_array(graph.fresh_name(f"{value.name}.folded"), result.astype(dtype))
-        graph.replace_all_uses(value, graph.add_constant(tensor))
+        graph.replace_all_uses(value, graph.add_constant(tensor, fixed=fixed))
     graph.remove(node)
 
 

@@ -8,12 +8,13 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from halfbyte.errors import GraphError, UnsupportedError
+from halfbyte.ir.dtypes import ONNX_DTYPES
 from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.graph import Graph, Node, Value
 from halfbyte.ir.ops import FAMILIES, OPS, infer, op_key, op_spec
 from halfbyte.ir.ops.attention import visible
 from halfbyte.ir.ops.matmul import linear
-from halfbyte.ir.ops.spec import ONNX_DTYPES, UNKNOWN, Case, Context, ValueType, normal
+from halfbyte.ir.ops.spec import UNKNOWN, Case, Context, ValueType, normal
 from halfbyte.ir.tensor import ArrayPart, Tensor, tensor_from_array
 from support.op_cases import all_cases, evaluate_case
 
