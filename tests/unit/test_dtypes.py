@@ -32,7 +32,7 @@ def test_bits_of_packed_and_plain_types() -> None:
 
 
 def test_float64_is_no_narrow_float() -> None:
-    assert FLOATING - NARROW_FLOATS == {"float64", "float32", "float16", "bfloat16"}
+    assert {"float64", "float32", "float16", "bfloat16"} == FLOATING - NARROW_FLOATS
 
 
 @pytest.mark.parametrize("name", sorted(DTYPES))
