@@ -25,13 +25,17 @@ Step = Callable[[], object]
 
 @dataclass(eq=False)
 class Slot:
-    """Where a value lies while a plan runs. `tensor` is set for constants."""
+    """Where a value lies while a plan runs. `tensor` is set for constants that stay encoded.
+
+    constant: `array` holds its final values when the node is bound, so a binder may repack them.
+    """
 
     name: str
     dtype: str | None
     shape: tuple[int, ...] | None
     array: Array | None = None
     tensor: Tensor | None = None
+    constant: bool = False
 
     @property
     def static(self) -> bool:

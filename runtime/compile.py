@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from halfbyte.errors import GraphError, HalfbyteError
-from halfbyte.ir.dtypes import numpy_dtype
+from halfbyte.ir.dtypes import dtype_of, numpy_dtype
 from halfbyte.ir.graph import Dim, Graph, Node, Value
 from halfbyte.ir.ops import spec_of
 from halfbyte.ir.ops.spec import (
@@ -152,7 +152,7 @@ class PlanBuilder:
                 own = value.dtype or "float32"
                 dtype = (floats[0] if floats else "float32") if adapts(value) else own
                 array = self.weights.array(slot.tensor, numpy_dtype(dtype))
-                result.append(Slot(slot.name, dtype, tuple(array.shape), array))
+                result.append(Slot(slot.name, dtype, tuple(array.shape), array, constant=True))
         return result
 
     def _folded(self, bound: BoundNode, shadow: Node) -> bool:
@@ -160,6 +160,7 @@ class PlanBuilder:
         if bound.node.op == "Shape" and bound.inputs[0] is not None and bound.inputs[0].static:
             dims = np.asarray(bound.inputs[0].shape, dtype=np.int64)
             bound.outputs[0].array = dims[bound.attributes["start"] : bound.attributes["end"]]
+            bound.outputs[0].constant = True
             return True
         known = all(v is None or _known(v) for v in shadow.inputs)
         if not known or any(bound.attributes.get(n) for n in ("key_state", "value_state")):
@@ -169,7 +170,7 @@ class PlanBuilder:
         results = bound.spec.evaluate(operands, bound.attributes, context)
         for slot, result in zip(bound.outputs, results, strict=False):
             slot.array = np.asarray(result, order="C")
-            slot.dtype, slot.shape = result.dtype.name, result.shape
+            slot.dtype, slot.shape, slot.constant = dtype_of(result), result.shape, True
         return True
 
     def _schedule(self, bound: BoundNode) -> None:
