@@ -10,7 +10,15 @@ built with. Multi-byte fields are little-endian.
     Q8_0  d f16 | qs[32] int8                  value q * d
 
 qs byte j holds value j in its low nibble and value j + 16 in its high one; bit i of the 32-bit
-word qh is bit 4 of value i.
+word qh is bit 4 of value i. Blocks of 256 have a scale (and minimum) for each 16 or 32 values:
+
+    Q2_K  scales[16] | qs[64] | d f16 | dmin f16               value d * sc * q - dmin * mn
+    Q3_K  hmask[32] | qs[64] | scales[12] | d f16              value d * (sc - 32) * (q - 4)
+    Q4_K  d f16 | dmin f16 | scales[12] | qs[128]              value d * sc * q - dmin * mn
+    Q5_K  d f16 | dmin f16 | scales[12] | qh[32] | qs[128]     value d * sc * q - dmin * mn
+    Q6_K  ql[128] | qh[64] | scales[16] int8 | d f16           value d * sc * (q - 32)
+
+How their fields hold bits is in ir/encodings/ggml_k_fields.py.
 """
 
 from __future__ import annotations
@@ -54,6 +62,21 @@ LAYOUTS: dict[str, Layout] = {
     "Q5_0": Layout("Q5_0", 6, 32, 22, MappingProxyType({"d": 0, "qh": 2, "qs": 6})),
     "Q5_1": Layout("Q5_1", 7, 32, 24, MappingProxyType({"d": 0, "m": 2, "qh": 4, "qs": 8})),
     "Q8_0": Layout("Q8_0", 8, 32, 34, MappingProxyType({"d": 0, "qs": 2})),
+    "Q2_K": Layout(
+        "Q2_K", 10, 256, 84, MappingProxyType({"scales": 0, "qs": 16, "d": 80, "dmin": 82})
+    ),
+    "Q3_K": Layout(
+        "Q3_K", 11, 256, 110, MappingProxyType({"hmask": 0, "qs": 32, "scales": 96, "d": 108})
+    ),
+    "Q4_K": Layout(
+        "Q4_K", 12, 256, 144, MappingProxyType({"d": 0, "dmin": 2, "scales": 4, "qs": 16})
+    ),
+    "Q5_K": Layout(
+        "Q5_K", 13, 256, 176, MappingProxyType({"d": 0, "dmin": 2, "scales": 4, "qh": 16, "qs": 48})
+    ),
+    "Q6_K": Layout(
+        "Q6_K", 14, 256, 210, MappingProxyType({"ql": 0, "qh": 128, "scales": 192, "d": 208})
+    ),
 }
 
 

@@ -74,11 +74,6 @@ class GgmlType:
 # Types that have no encoding here yet: they are listed and copied, never decoded.
 _CARRIED_TYPES = (
     GgmlType(9, "Q8_1", 32, 36),
-    GgmlType(10, "Q2_K", 256, 84),
-    GgmlType(11, "Q3_K", 256, 110),
-    GgmlType(12, "Q4_K", 256, 144),
-    GgmlType(13, "Q5_K", 256, 176),
-    GgmlType(14, "Q6_K", 256, 210),
     GgmlType(15, "Q8_K", 256, 292),
     GgmlType(16, "IQ2_XXS", 256, 66),
     GgmlType(17, "IQ2_XS", 256, 74),

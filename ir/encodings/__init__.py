@@ -26,6 +26,11 @@ ENCODINGS: dict[str, str] = {
     r"Q5_0": f"{_HERE}.ggml_legacy:Q5_0",
     r"Q5_1": f"{_HERE}.ggml_legacy:Q5_1",
     r"Q8_0": f"{_HERE}.ggml_legacy:Q8_0",
+    r"Q2_K": f"{_HERE}.ggml_k:Q2_K",
+    r"Q3_K": f"{_HERE}.ggml_k:Q3_K",
+    r"Q4_K": f"{_HERE}.ggml_k:Q4_K",
+    r"Q5_K": f"{_HERE}.ggml_k:Q5_K",
+    r"Q6_K": f"{_HERE}.ggml_k:Q6_K",
 }
 
 

@@ -43,7 +43,8 @@ class Scales:
     scale: [rows, groups] float32; zero_point: [rows, groups] int32 (float32 where the encoding
     has fractional zero points) or None for 0;
     offset: [rows, groups] float32 or None for 0; group_of_column: [columns] int32 or None when
-    group = column // group_size.
+    group = column // group_size. fields: the stored numbers that scale and offset are products of,
+    for encodings whose scales are codes themselves.
     """
 
     scale: NDArray[np.float32]
@@ -51,6 +52,7 @@ class Scales:
     zero_point: NDArray[np.int32] | NDArray[np.float32] | None = None
     offset: NDArray[np.float32] | None = None
     group_of_column: NDArray[np.int32] | None = None
+    fields: Mapping[str, Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Grid:
     low, high: the range of stored codes. zero: how value 0 is placed: `fixed` (code `zero_point`
     in every group), `integer` (a stored code per group, 0..255), `float` (a stored fraction of a
     code per group) or `offset` (value = code * scale + offset). group_size 0 means the whole row.
+    composed_scales: scales are products of stored numbers, so scales from elsewhere do not fit.
     """
 
     low: int
@@ -77,6 +80,7 @@ class Grid:
     group_size: int = 0
     scale_dtype: str = "float16"
     act_order: bool = False
+    composed_scales: bool = False
 
     @property
     def signed_range(self) -> tuple[int, int]:

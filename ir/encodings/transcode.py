@@ -230,6 +230,8 @@ def _quantized_to_dense(source: Encoding, target: Dense) -> tuple[Verdict, bool]
 
 
 def _grid_to_grid(source: Grid, target: Grid) -> tuple[Verdict, bool]:
+    if target.composed_scales:
+        return Verdict.QUANTIZED, False
     groups = _groups(source, target)
     zero = _zero_points(source, target)
     if groups is None or zero is None:

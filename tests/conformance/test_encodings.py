@@ -29,7 +29,7 @@ ALL = list_encodings()
 QUANTIZED = [e for e in ALL if e.is_quantized]
 ON_GRID = [e for e in QUANTIZED if e.grid is not None]
 FLOATING = [e for e in ALL if not e.is_quantized and getattr(e, "is_float", False)]
-ROWS, COLUMNS = 12, 128
+ROWS, COLUMNS = 12, 256
 
 
 def each(encodings: list[Encoding]) -> pytest.MarkDecorator:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from halfbyte.ir.encodings import encoding_from_name
+from halfbyte.kernels.layouts import LAYOUTS
 from support.ggml_library import dequantize, quantize
 from support.weight_rows import stress_rows
 
 pytestmark = pytest.mark.peer
 LEGACY = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+K_TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 COLUMNS = 256
 
 
@@ -27,7 +29,7 @@ def gguf_type(name: str):
 
 
 @pytest.mark.parametrize("method", ["encode", "encode_reference"])
-@pytest.mark.parametrize("name", LEGACY)
+@pytest.mark.parametrize("name", LEGACY + K_TYPES)
 def test_bytes_equal_llama_cpp(name: str, method: str) -> None:
     encoding = encoding_from_name(name)
     row_bytes = encoding.part_specs(1, COLUMNS)["data"].shape[1]
@@ -37,7 +39,7 @@ def test_bytes_equal_llama_cpp(name: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["encode", "encode_reference"])
-@pytest.mark.parametrize("name", LEGACY)
+@pytest.mark.parametrize("name", LEGACY + K_TYPES)
 def test_bytes_equal_llama_cpp_with_importance(name: str, method: str) -> None:
     encoding = encoding_from_name(name)
     row_bytes = encoding.part_specs(1, COLUMNS)["data"].shape[1]
@@ -88,3 +90,22 @@ def test_values_equal_llama_cpp_and_gguf_py(name: str, method: str) -> None:
     ours = getattr(encoding, method)({"data": data}, COLUMNS).view(np.uint32)
     np.testing.assert_array_equal(ours, dequantize(name, data, COLUMNS).view(np.uint32))
     np.testing.assert_array_equal(ours, quants.dequantize(data, kind).view(np.uint32))
+
+
+@pytest.mark.parametrize("method", ["decode", "decode_reference"])
+@pytest.mark.parametrize("name", K_TYPES)
+def test_values_of_k_types_equal_llama_cpp_and_gguf_py(name: str, method: str) -> None:
+    quants, kind = gguf_type(name)
+    encoding, columns = encoding_from_name(name), 512
+    layout = LAYOUTS[name]
+    blocks = np.random.default_rng(3).integers(0, 256, (64, 2, layout.bytes), np.uint8)
+    for field in ("d", "dmin"):
+        if field in layout.offsets:
+            blocks[..., layout.offsets[field] + 1] &= 0xBF  # keep the scale finite
+    data = blocks.reshape(64, -1)
+    ours = getattr(encoding, method)({"data": data}, columns).view(np.uint32)
+    np.testing.assert_array_equal(ours, dequantize(name, data, columns).view(np.uint32))
+    np.testing.assert_array_equal(ours, quants.dequantize(data, kind).view(np.uint32))
+    assert (
+        encoding.pack(encoding.unpack({"data": data}, columns))["data"].tobytes() == data.tobytes()
+    )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 TYPE_IDS = {"F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "BF16": 30}
+TYPE_IDS |= {"Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
 
 
 @functools.cache
@@ -60,7 +61,7 @@ def quantize(
 
 def dequantize(name: str, data: np.ndarray, columns: int) -> np.ndarray:
     """Return ggml's float32 values [rows, columns] for encoded rows."""
-    function = getattr(ggml_base(), f"dequantize_row_{name.lower()}")
+    function = getattr(ggml_base(), f"dequantize_row_{name.replace('Q', 'q')}")
     function.restype = None
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     data = np.ascontiguousarray(data)

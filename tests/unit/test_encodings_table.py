@@ -75,7 +75,7 @@ def test_other_spellings_are_refused(name: str) -> None:
 def test_the_error_names_the_nearest_encodings() -> None:
     with pytest.raises(UnsupportedError) as error:
         encoding_from_name("q4_0")
-    message = "encodings: encoding 'q4_0' is not supported; supported: Q4_0, Q8_0, Q5_0, Q4_1, Q5_1"
+    message = "encodings: encoding 'q4_0' is not supported; supported: Q4_0, Q8_0, Q5_0, Q4_K, Q4_1"
     assert str(error.value) == message
     with pytest.raises(UnsupportedError, match=r"supported: float64, float32, .* more"):
         encoding_from_name("zzzzzz")
