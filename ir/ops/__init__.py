@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, tuple[str, ...]] = {
     "activation": ("Relu", "Sigmoid", "Tanh", "Erf", "Swish", "Gelu", "Softmax", "halfbyte.SwiGLU"),
     "attention": ("RotaryEmbedding", "halfbyte.CachedAttention"),
+    "convolution": ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv"),
     "elementwise": (
         *("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Neg", "Abs", "Exp", "Log", "Sqrt"),
         *("Reciprocal", "Cos", "Sin", "Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual"),
