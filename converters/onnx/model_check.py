@@ -1,0 +1,72 @@
+"""ONNX's own checker over what is about to be written, before any weight is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from halfbyte.errors import GraphError
+
+FULL_CHECK_BYTES = 64 << 20
+
+
+def _skeleton(model: Any, graph: Any, small: Sequence[Any], inputs: Sequence[Any]) -> Any:
+    """Return the model with its streamed constants as inputs."""
+    import onnx
+
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    result.graph.CopyFrom(graph)
+    result.graph.initializer.extend(small)
+    result.graph.input.extend(inputs)
+    return result
+
+
+def _without_unranked(skeleton: Any) -> Any:
+    """Drop outputs of unknown rank, which the checker refuses although runtimes take them."""
+    declared = [output for output in skeleton.graph.output if is_declared(output)]
+    if len(declared) < len(skeleton.graph.output):
+        del skeleton.graph.output[:]
+        skeleton.graph.output.extend(declared)
+    return skeleton
+
+
+def check_written(model: Any, graph: Any, small: Sequence[Any], inputs: Sequence[Any]) -> None:
+    """Run onnx.checker, with shape inference where the graph is not huge.
+
+    Raises:
+        GraphError: what the checker says.
+    """
+    import onnx
+
+    skeleton = _without_unranked(_skeleton(model, graph, small, inputs))
+    try:
+        onnx.checker.check_model(skeleton, full_check=skeleton.ByteSize() < FULL_CHECK_BYTES)
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        RuntimeError,
+    ) as error:
+        said = " ".join(str(error).split())
+        raise GraphError(graph.name, f"is refused by onnx.checker: {said}") from error
+
+
+def fill_output_types(model: Any, graph: Any, small: Sequence[Any], inputs: Sequence[Any]) -> None:
+    """Give graph outputs without a type or rank those that ONNX infers; a file declares them."""
+    import onnx
+
+    if all(is_declared(output) for output in graph.output):
+        return
+    skeleton = _skeleton(model, graph, small, inputs)
+    inferred = onnx.shape_inference.infer_shapes(skeleton).graph
+    known = {value.name: value for value in (*inferred.value_info, *inferred.output)}
+    for output in graph.output:
+        found = known.get(output.name)
+        if not is_declared(output) and found is not None and found.type.WhichOneof("value"):
+            output.type.CopyFrom(found.type)
+
+
+def is_declared(value: Any) -> bool:
+    """Whether a ValueInfoProto has what onnx.checker asks of inputs and outputs: type and rank."""
+    kind = value.type.WhichOneof("value")
+    return kind is not None and (kind != "tensor_type" or value.type.tensor_type.HasField("shape"))
