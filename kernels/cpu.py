@@ -38,6 +38,11 @@ KINDS = (
     "Q5_0",
     "Q5_1",
     "Q8_0",
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
     "affine",
 )
 _KIND_IDS = {name: index for index, name in enumerate(KINDS)}
@@ -50,7 +55,7 @@ CLAIMS: Mapping[str, frozenset[str]] = MappingProxyType(
         "decode": frozenset(KINDS),
         "encode": _BLOCKS | {"float32", "float16", "bfloat16"},
         "linear": frozenset(KINDS),
-        "linear_int8": _BLOCKS | {"affine"},
+        "linear_int8": _BLOCKS | {"Q4_K", "Q5_K", "affine"},
         "gather_rows": frozenset(KINDS),
         **{
             name: frozenset({"float32"})

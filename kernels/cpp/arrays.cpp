@@ -99,6 +99,16 @@ int64_t bytes_per_row(Kind kind, int64_t columns, int bits) {
             return columns / kStep * Layout_Q5_1::kBytes;
         case Kind::Q8_0:
             return columns / kStep * Layout_Q8_0::kBytes;
+        case Kind::Q2_K:
+            return columns / Layout_Q2_K::kValues * Layout_Q2_K::kBytes;
+        case Kind::Q3_K:
+            return columns / Layout_Q3_K::kValues * Layout_Q3_K::kBytes;
+        case Kind::Q4_K:
+            return columns / Layout_Q4_K::kValues * Layout_Q4_K::kBytes;
+        case Kind::Q5_K:
+            return columns / Layout_Q5_K::kValues * Layout_Q5_K::kBytes;
+        case Kind::Q6_K:
+            return columns / Layout_Q6_K::kValues * Layout_Q6_K::kBytes;
         case Kind::affine:
             break;
     }
@@ -106,9 +116,11 @@ int64_t bytes_per_row(Kind kind, int64_t columns, int bits) {
 }
 
 void require_whole_blocks(const char* where, Kind kind, int64_t columns) {
-    if (kind < Kind::Q4_0 || kind > Kind::Q8_0 || columns % kStep == 0) return;
-    reject(where, std::to_string(columns) +
-                      " columns, required a multiple of the block of 32; pad the rows");
+    if (kind < Kind::Q4_0 || kind > Kind::Q6_K) return;
+    const int64_t block = kind <= Kind::Q8_0 ? kStep : Layout_Q6_K::kValues;
+    if (columns % block == 0) return;
+    reject(where, std::to_string(columns) + " columns, required a multiple of the block of " +
+                      std::to_string(block) + "; pad the rows");
 }
 
 Weight::Weight(int kind, nb::object data, int64_t rows, int64_t columns, int bits,

@@ -168,7 +168,7 @@ void gather_rows(const Weight& weight, nb::object ids, nb::object out) {
 }
 
 bool has_encoder(Kind kind) {
-    return kind != Kind::float8_e4m3fn && kind != Kind::float8_e5m2 && kind != Kind::affine;
+    return kind != Kind::float8_e4m3fn && kind != Kind::float8_e5m2 && kind <= Kind::Q8_0;
 }
 
 void encode(int kind_index, nb::object rows, nb::object importance, nb::object out) {

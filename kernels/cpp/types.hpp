@@ -18,12 +18,17 @@ enum class Kind : int {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
     affine,
 };
 
 enum class Number : int { none, float32, float16, bfloat16, uint8 };
 
-// Values per step of every reader, and values per block of every block kind.
+// Values per step of every reader, and values per block of the legacy block kinds.
 constexpr int kStep = 32;
 constexpr int64_t kAlign = 64;
 
@@ -84,7 +89,8 @@ static inline bool groups_are_regular(const WeightView& w) {
 static inline bool meets_int8(const WeightView& w) {
     if (w.columns % kStep != 0) return false;
     if (w.kind == Kind::affine) return groups_are_regular(w);
-    return w.kind >= Kind::Q4_0;
+    const bool scales_per_step = w.kind == Kind::Q4_K || w.kind == Kind::Q5_K;
+    return (w.kind >= Kind::Q4_0 && w.kind <= Kind::Q8_0) || scales_per_step;
 }
 
 struct AttentionJob {

@@ -11,10 +11,12 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 
 from halfbyte.kernels import cpu
+from halfbyte.kernels.layouts import LAYOUTS
 
 needs_extension = pytest.mark.skipif(not cpu.available(), reason="compiled kernels are not built")
 
 BLOCK_KINDS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+K_KINDS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 DENSE_DTYPES: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,
@@ -45,6 +47,20 @@ def block_case(kind: str, rows: int, columns: int, seed: int = 0) -> Case:
     rng = np.random.default_rng(seed)
     values = rng.standard_normal((rows, columns)).astype(np.float32) * np.float32(0.1)
     data = quants.quantize(values, GGMLQuantizationType[kind])
+    return Case(kind, kind, data, quants.dequantize(data, GGMLQuantizationType[kind]))
+
+
+def k_case(kind: str, rows: int, columns: int, seed: int = 0) -> Case:
+    """Return random blocks of 256 whose scales are finite and of ordinary size."""
+    layout = LAYOUTS[kind]
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (rows, columns // layout.values, layout.bytes), np.uint8)
+    for name in ("d", "dmin"):
+        if name in layout.offsets:
+            at = layout.offsets[name]
+            half = rng.uniform(1e-4, 1e-3, blocks.shape[:2]).astype("<f2")
+            blocks[..., at : at + 2] = half[..., None].view(np.uint8)
+    data = blocks.reshape(rows, -1)
     return Case(kind, kind, data, quants.dequantize(data, GGMLQuantizationType[kind]))
 
 
@@ -113,6 +129,7 @@ def all_cases(rows: int = 37, columns: int = 192) -> list[Case]:
         *(dense_case(kind, rows, columns) for kind in DENSE_DTYPES),
         *(dense_case(kind, rows, columns - 5) for kind in DENSE_DTYPES),
         *(block_case(kind, rows, columns) for kind in BLOCK_KINDS),
+        *(k_case(kind, rows, -(-columns // 256) * 256) for kind in K_KINDS),
         *affine_cases(rows, columns),
     ]
 

@@ -70,6 +70,40 @@ struct AffineCodes {
     }
 };
 
+// Types of 256-value blocks whose scales are shared by 32 values.
+template <class Block>
+struct KCodes {
+    static constexpr bool kSigned = false;
+    static constexpr int kZero = 0;
+    static constexpr bool kHasMinimum = true;
+    const uint8_t* row;
+
+    HB_INLINE KCodes() : row(nullptr) {}
+    HB_INLINE KCodes(const WeightView& w, int64_t r) : row(w.data + r * w.row_bytes) {}
+    HB_INLINE const uint8_t* block(int64_t b) const {
+        return row + b / kStepsPerBlock * Block::kBytes;
+    }
+    HB_INLINE B32 codes(int64_t b) const {
+        uint8_t bytes[kStep];
+        Block::codes(block(b), static_cast<int>(b % kStepsPerBlock), bytes);
+        return load_bytes(bytes);
+    }
+#if defined(HB_AVX512)
+    HB_INLINE I codes2(const KCodes& other, int64_t b) const {
+        return _mm512_inserti64x4(_mm512_castsi256_si512(codes(b)), other.codes(b), 1);
+    }
+#endif
+    using Stored = float;
+    static HB_INLINE F lanes(const Stored* p) { return load(p); }
+    HB_INLINE Stored scale(int64_t b) const { return fields(b).scale[0]; }
+    HB_INLINE Stored minimum(int64_t b) const { return fields(b).minimum[0]; }
+    HB_INLINE StepFields fields(int64_t b) const {
+        StepFields found;
+        shared_scale<typename Block::L>(block(b), static_cast<int>(b % kStepsPerBlock), &found);
+        return found;
+    }
+};
+
 template <class Function>
 HB_INLINE void with_codes(const WeightView& w, Function&& function) {
     switch (w.kind) {
@@ -83,6 +117,10 @@ HB_INLINE void with_codes(const WeightView& w, Function&& function) {
             return function(Tag<BlockCodes<BlockQ5_1>>());
         case Kind::Q8_0:
             return function(Tag<BlockCodes<BlockQ8_0>>());
+        case Kind::Q4_K:
+            return function(Tag<KCodes<BlockQ4_K>>());
+        case Kind::Q5_K:
+            return function(Tag<KCodes<BlockQ5_K>>());
         default:
             if (w.bits == 8) return function(Tag<AffineCodes<true>>());
             return function(Tag<AffineCodes<false>>());

@@ -3,6 +3,7 @@
 
 #include "unpack/affine.hpp"
 #include "unpack/blocks.hpp"
+#include "unpack/k_rows.hpp"
 
 namespace halfbyte {
 namespace HB_ISA {
@@ -109,6 +110,16 @@ HB_INLINE void with_reader(const WeightView& w, Function&& function) {
             return function(Tag<BlockRow<BlockQ5_1>>());
         case Kind::Q8_0:
             return function(Tag<BlockRow<BlockQ8_0>>());
+        case Kind::Q2_K:
+            return function(Tag<KRow<BlockQ2_K>>());
+        case Kind::Q3_K:
+            return function(Tag<KRow<BlockQ3_K>>());
+        case Kind::Q4_K:
+            return function(Tag<KRow<BlockQ4_K>>());
+        case Kind::Q5_K:
+            return function(Tag<KRow<BlockQ5_K>>());
+        case Kind::Q6_K:
+            return function(Tag<KRow<BlockQ6_K>>());
         case Kind::affine:
             if (groups_are_regular(w)) return function(Tag<AffineRow>());
             return function(Tag<AffineAnyRow>());
