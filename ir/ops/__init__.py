@@ -32,6 +32,10 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("RMSNormalization", "LayerNormalization"),
         *("halfbyte.AddRMSNormalization", "halfbyte.AddLayerNormalization"),
     ),
+    "pooling": (
+        *("MaxPool", "AveragePool", "LpPool", "MaxUnpool"),
+        *("GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"),
+    ),
     "reduction": ("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum"),
     "selection": ("Concat", "Split", "Slice", "Gather"),
     "shape": (

@@ -5,7 +5,7 @@ Spatial axes are those after batch and channel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -202,3 +202,10 @@ def fold(columns: Array, windows: Windows, spatial: Sequence[int]) -> Array:
         full[(..., *place)] += columns[(..., *offset, *(slice(None),) * rank)]
     kept = tuple(slice(b, b + length) for b, length in zip(windows.begin, spatial, strict=True))
     return np.ascontiguousarray(full[(..., *kept)])
+
+
+def window_steps(data: Array, windows: Windows) -> Iterator[tuple[tuple[int, ...], Array]]:
+    """Yield for each kernel place its offset and a view [..., *output] of padded data."""
+    view = window_view(data, windows)
+    for offset in product(*map(range, windows.kernel)):
+        yield offset, view[(..., *offset)]
