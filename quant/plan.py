@@ -27,10 +27,13 @@ from halfbyte.ir.tensor import Tensor
 from halfbyte.quant.algorithms import get_algorithm
 from halfbyte.quant.overrides import Aliases, matched_overrides, no_aliases
 
-# llama-quantize gives these heads Q6_K; Q8_0 is the nearest type above that exists here.
+# llama-quantize gives all these heads Q6_K.
 HEAD_TYPES = {"Q4_0": "Q8_0", "Q4_1": "Q8_0", "Q5_0": "Q8_0", "Q5_1": "Q8_0"}
+HEAD_TYPES |= dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K"), "Q6_K")
 HEAD_BITS = 8
 SMALLEST_FLOAT_BITS = 16  # of norms, biases and other weights that are never quantized
+# Types with smaller blocks, as llama-quantize picks them for rows that do not divide.
+SHORTER_BLOCKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 ROW_LENGTH_FALLBACK = "float16"
 
 
@@ -136,6 +139,16 @@ def _head_type(base: Encoding) -> Encoding:
     if isinstance(base, Affine) and base.bits < HEAD_BITS:
         return replace(base, bits=HEAD_BITS)
     return encoding_from_name(HEAD_TYPES[base.name]) if base.name in HEAD_TYPES else base
+
+
+def _fitting(tensor: Tensor, wanted: Encoding) -> Encoding:
+    """Return `wanted`, or what stands in for it where rows do not divide into its blocks."""
+    try:
+        wanted.part_specs(tensor.rows, tensor.columns)
+    except QuantizationError:
+        name = SHORTER_BLOCKS.get(wanted.name, ROW_LENGTH_FALLBACK)
+        return _fitting(tensor, encoding_from_name(name))
+    return wanted
 
 
 def _is_head(tensor: Tensor) -> bool:
@@ -271,13 +284,11 @@ class _Planner:
             if explicit:
                 raise refusal(tensor, wanted, lambda e: self.profile.accepts(tensor, e))
             return self._kept(tensor)
-        try:
-            wanted.part_specs(tensor.rows, tensor.columns)
-        except QuantizationError as error:
-            fallback = encoding_from_name(ROW_LENGTH_FALLBACK)
-            self.warnings.append(f"{tensor.name}: {fallback} instead of {wanted}, {error.rule}")
-            wanted = fallback
+        fitting = _fitting(tensor, wanted)
+        if fitting != wanted:
             reason = f"rows of {tensor.columns} do not divide into blocks"
+            self.warnings.append(f"{tensor.name}: {fitting} instead of {wanted}, {reason}")
+            wanted = fitting
         if not self.profile.accepts(tensor, wanted):
             return self._not_held(tensor, wanted, explicit)
         return self._decided(tensor, wanted, reason)
