@@ -284,11 +284,13 @@ class _Planner:
             if explicit:
                 raise refusal(tensor, wanted, lambda e: self.profile.accepts(tensor, e))
             return self._kept(tensor)
-        fitting = _fitting(tensor, wanted)
-        if fitting != wanted:
+        try:
+            wanted.part_specs(tensor.rows, tensor.columns)
+        except QuantizationError as error:
+            fallback = _fitting(tensor, wanted)
+            self.warnings.append(f"{tensor.name}: {fallback} instead of {wanted}, {error.rule}")
+            wanted = fallback
             reason = f"rows of {tensor.columns} do not divide into blocks"
-            self.warnings.append(f"{tensor.name}: {fitting} instead of {wanted}, {reason}")
-            wanted = fitting
         if not self.profile.accepts(tensor, wanted):
             return self._not_held(tensor, wanted, explicit)
         return self._decided(tensor, wanted, reason)
