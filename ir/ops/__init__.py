@@ -16,14 +16,33 @@ if TYPE_CHECKING:
     from halfbyte.ir.ops.spec import OpSpec, ValueType
 
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "activation": ("Relu", "Sigmoid", "Tanh", "Erf", "Swish", "Gelu", "Softmax", "halfbyte.SwiGLU"),
+    "activation": (
+        *("Relu", "Sigmoid", "Tanh", "Erf", "Swish", "Gelu", "PRelu", "SwiGLU"),
+        "halfbyte.SwiGLU",
+    ),
     "attention": ("RotaryEmbedding", "halfbyte.CachedAttention"),
     "convolution": ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv"),
+    "bitwise": ("BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"),
+    "cast": ("Cast", "CastLike", "BitCast"),
+    "cumulative": ("CumSum", "CumProd"),
     "elementwise": (
-        *("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Neg", "Abs", "Exp", "Log", "Sqrt"),
-        *("Reciprocal", "Cos", "Sin", "Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual"),
-        *("And", "Or", "Not", "Where", "Cast"),
+        *("Add", "Sub", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor", "Where"),
+        *("Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual"),
     ),
+    "piecewise": (
+        *("LeakyRelu", "Elu", "Celu", "Selu", "HardSigmoid", "HardSwish", "Softplus", "Softsign"),
+        *("Mish", "ThresholdedRelu", "Shrink"),
+    ),
+    "softmax": ("Softmax", "LogSoftmax", "Hardmax"),
+    "trigonometry": (
+        *("Sin", "Cos", "Tan", "Asin", "Acos", "Atan"),
+        *("Sinh", "Cosh", "Asinh", "Acosh", "Atanh"),
+    ),
+    "unary": (
+        *("Neg", "Abs", "Sign", "Ceil", "Floor", "Round", "Exp", "Log", "Sqrt", "Reciprocal"),
+        *("IsInf", "IsNaN", "Not", "Clip"),
+    ),
+    "variadic": ("Min", "Max", "Sum", "Mean"),
     "matmul": (
         *("MatMul", "Gemm"),
         *("halfbyte.Linear", "halfbyte.LinearGroup", "halfbyte.LinearSwiGLU"),

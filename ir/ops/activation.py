@@ -1,17 +1,19 @@
-"""Activation functions and softmax."""
+"""Activation functions of one element, and gated ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import GraphError
-from halfbyte.ir.graph import Node
+from halfbyte.ir.graph import Graph, Node
 from halfbyte.ir.ops.elementwise import infer_broadcast, unary
+from halfbyte.ir.ops.old_forms import CONSUMED, renewed, unsqueeze_end
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,
@@ -19,12 +21,13 @@ from halfbyte.ir.ops.spec import (
     Context,
     OpSpec,
     ValueType,
-    axis_of,
     common_dtype,
     normal,
     required_input,
     same_as_first,
 )
+from halfbyte.ir.ops.unary import IN_OUT, with_consumed
+from halfbyte.ir.ops.wide import pointwise, quiet
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
@@ -57,17 +60,6 @@ def gelu(values: Array, approximate: str = "none") -> Array:
     return np.asarray(0.5 * wide * (1 + inner)).astype(np.asarray(values).dtype)
 
 
-def softmax(values: Array, axis: int) -> Array:
-    """Return softmax along an axis, summed in float64."""
-    wide = np.asarray(values, np.float64)
-    if wide.size == 0:
-        return np.array(values)
-    weights = np.exp(wide - wide.max(axis=axis, keepdims=True))
-    return np.asarray(weights / weights.sum(axis=axis, keepdims=True)).astype(
-        np.asarray(values).dtype
-    )
-
-
 def evaluate_swish(
     inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
 ) -> list[Array]:
@@ -82,27 +74,12 @@ def evaluate_gelu(
     return [gelu(inputs[0], attributes["approximate"])]
 
 
-def evaluate_softmax(
-    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
-) -> list[Array]:
-    """Evaluate Softmax."""
-    return [softmax(inputs[0], attributes["axis"])]
-
-
 def evaluate_swiglu(
     inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
 ) -> list[Array]:
     """Evaluate swish(gate) * up."""
     gate, up = inputs
-    return [swish(gate, 1.0) * up]
-
-
-def infer_softmax(node: Node) -> list[ValueType]:
-    """Infer: like the input; the axis must exist."""
-    value = required_input(node, 0)
-    if value.shape is not None:
-        axis_of(node, node.attributes.get("axis", -1), len(value.shape))
-    return same_as_first(node)
+    return [np.asarray(swish(gate, attributes.get("alpha", 1.0)) * up)]
 
 
 def infer_gelu(node: Node) -> list[ValueType]:
@@ -120,18 +97,78 @@ def wide_cases() -> list[Case]:
     ]
 
 
+def prelu(data: Array, slope: Array) -> Array:
+    """Return data, times slope where it is negative."""
+    return np.where(data < 0, data * slope, data)
+
+
+def old_prelu(data: Array, slope: Array) -> Array:
+    """Return PRelu with one slope for everything or one per channel."""
+    if slope.size == 1:
+        slope = slope.reshape(())
+    elif slope.ndim == 1 and data.ndim > 1:
+        slope = slope.reshape(-1, *(1,) * (data.ndim - 2))
+    return prelu(data, slope)
+
+
+def infer_prelu(node: Node) -> list[ValueType]:
+    """Infer: like the data; the slope follows its dtype."""
+    return [ValueType(common_dtype(node), required_input(node, 0).shape)]
+
+
+def upgrade_prelu(graph: Graph, node: Node) -> bool:
+    """Give a slope per channel the dimensions behind the channels."""
+    data, slope = required_input(node, 0), required_input(node, 1)
+    if data.shape is None or slope.shape is None:
+        return False
+    extra = len(data.shape) - 2
+    if len(slope.shape) == 1 and slope.shape[0] != 1 and extra > 0:
+        unsqueeze_end(graph, node, 1, extra)
+    return renewed(node, 16, "consumed_inputs")
+
+
+def prelu_cases() -> list[Case]:
+    """Return a slope per element, per channel, one."""
+    a = normal(28, 2, 3, 4)
+    slopes = normal(29, 3, 4), normal(29, 3, 1), normal(29, 1)
+    return [Case(f"rank{slope.ndim}", [a, slope]) for slope in slopes]
+
+
+def gated_cases() -> list[Case]:
+    """Return a gate and values, one row too."""
+    return [
+        Case("plain", [normal(22, 2, 3, 8), normal(23, 2, 3, 8)]),
+        Case("one_row", [normal(22, 1, 37), normal(23, 1, 37)]),
+    ]
+
+
+PRELU = OpSpec(
+    "PRelu",
+    (7, 9, 16),
+    ("X", "slope"),
+    ("Y",),
+    infer=infer_prelu,
+    evaluate=pointwise(prelu),
+    cases=prelu_cases,
+)
+PRELU_6 = replace(
+    PRELU, versions=(6,), evaluate=pointwise(old_prelu), upgrade=upgrade_prelu, cases=list
+)
 SPECS: tuple[OpSpec, ...] = (
-    unary("Relu", lambda x: np.maximum(x, 0), (6, 13, 14), cases=wide_cases),
-    unary("Sigmoid", sigmoid, (6, 13), cases=wide_cases),
-    unary("Tanh", np.tanh, (6, 13), cases=wide_cases),
-    unary("Erf", erf, (9, 13), cases=wide_cases),
+    *with_consumed(unary("Relu", lambda x: np.maximum(x, 0), (6, 13, 14), cases=wide_cases)),
+    *with_consumed(unary("Sigmoid", sigmoid, (6, 13), cases=wide_cases)),
+    *with_consumed(unary("Tanh", np.tanh, (6, 13), cases=wide_cases, **IN_OUT)),
+    unary("Erf", erf, (9, 13), cases=wide_cases, **IN_OUT),
+    replace(PRELU_6, versions=(1,), attributes=CONSUMED),
+    PRELU_6,
+    PRELU,
     OpSpec(
         "Swish",
         (24,),
         ("X",),
         ("Y",),
         infer=same_as_first,
-        evaluate=evaluate_swish,
+        evaluate=quiet(evaluate_swish),
         attributes={"alpha": Attribute("float", 1.0)},
         cases=wide_cases,
     ),
@@ -141,7 +178,7 @@ SPECS: tuple[OpSpec, ...] = (
         ("X",),
         ("Y",),
         infer=infer_gelu,
-        evaluate=evaluate_gelu,
+        evaluate=quiet(evaluate_gelu),
         attributes={"approximate": Attribute("string", "none")},
         cases=lambda: [
             Case(f"{case.name}_{kind}", case.inputs, {"approximate": kind})
@@ -150,17 +187,14 @@ SPECS: tuple[OpSpec, ...] = (
         ],
     ),
     OpSpec(
-        "Softmax",
-        (13,),
-        ("input",),
-        ("output",),
-        infer=infer_softmax,
-        evaluate=evaluate_softmax,
-        attributes={"axis": Attribute("int", -1)},
-        cases=lambda: [
-            Case("last", [normal(21, 2, 3, 7)]),
-            Case("first", [normal(21, 2, 3, 7) * 50], {"axis": 0}),
-        ],
+        "SwiGLU",
+        (28,),
+        ("A", "B"),
+        ("Y",),
+        infer=infer_broadcast,
+        evaluate=quiet(evaluate_swiglu),
+        attributes={"alpha": Attribute("float", 1.0)},
+        cases=gated_cases,
     ),
     OpSpec(
         "SwiGLU",
@@ -168,11 +202,8 @@ SPECS: tuple[OpSpec, ...] = (
         ("gate", "up"),
         ("Y",),
         infer=infer_broadcast,
-        evaluate=evaluate_swiglu,
+        evaluate=quiet(evaluate_swiglu),
         domain="halfbyte",
-        cases=lambda: [
-            Case("plain", [normal(22, 2, 3, 8), normal(23, 2, 3, 8)]),
-            Case("one_row", [normal(22, 1, 37), normal(23, 1, 37)]),
-        ],
+        cases=gated_cases,
     ),
 )

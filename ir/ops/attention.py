@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Node
-from halfbyte.ir.ops.activation import softmax
+from halfbyte.ir.ops.softmax import softmax
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,

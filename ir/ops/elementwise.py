@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from halfbyte.errors import GraphError
-from halfbyte.ir.dtypes import DTYPES, INTEGERS, dtype_name, numpy_dtype
+from halfbyte.ir.dtypes import INTEGERS
 from halfbyte.ir.graph import Node
+from halfbyte.ir.ops.old_forms import broadcasting
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,
@@ -24,6 +24,7 @@ from halfbyte.ir.ops.spec import (
     required_input,
     same_as_first,
 )
+from halfbyte.ir.ops.wide import quiet, widened
 
 Function = Callable[..., Any]
 ARITHMETIC = (7, 13, 14)
@@ -55,14 +56,6 @@ def infer_where(node: Node) -> list[ValueType]:
     return [ValueType(common_dtype(node, [1, 2]), broadcast(node, shapes))]
 
 
-def infer_cast(node: Node) -> list[ValueType]:
-    """Infer: the dtype that `to` names."""
-    to = dtype_name(node.attributes.get("to", ""))
-    if to not in DTYPES:
-        raise GraphError(node.label, f"Cast to {to!r}, a numpy dtype name was required")
-    return [ValueType(to, required_input(node, 0).shape)]
-
-
 def elementwise(function: Function) -> Callable[..., list[Array]]:
     """Return an evaluate that keeps the dtype of the first input."""
 
@@ -82,25 +75,10 @@ def predicate(function: Function) -> Callable[..., list[Array]]:
     def evaluate(
         inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
     ) -> list[Array]:
-        return [np.asarray(function(*inputs), dtype=np.bool_)]
+        with np.errstate(all="ignore"):
+            return [np.asarray(function(*inputs)).astype(np.bool_)]
 
     return evaluate
-
-
-def evaluate_cast(
-    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
-) -> list[Array]:
-    """Convert; float8 saturates as ai.onnx asks by default."""
-    to = numpy_dtype(dtype_name(attributes["to"]))
-    source = np.asarray(inputs[0])
-    with np.errstate(all="ignore"):
-        if to.name.startswith("float8") and attributes.get("saturate", 1):
-            import ml_dtypes
-
-            finfo: Any = ml_dtypes.finfo
-            limit = float(finfo(to).max)
-            source = np.clip(source.astype(np.float32), -limit, limit)
-        return [source.astype(to)]
 
 
 def evaluate_where(
@@ -120,9 +98,25 @@ def divide(left: Array, right: Array) -> Array:
     return np.asarray(quotient + inexact)
 
 
-def folded(function: Function) -> Function:
-    """Return a function of one or more arrays from one of two."""
-    return lambda *arrays: reduce(function, arrays)
+def power(base: Array, exponent: Array) -> Array:
+    """Raise to a power; the result has the dtype of the base, also for negative exponents."""
+    base, exponent = widened(base), widened(exponent)
+    whole = base.dtype.kind in "iu"
+    if whole and exponent.dtype.kind in "iu" and (exponent.size == 0 or exponent.min() >= 0):
+        return np.asarray(np.power(base, exponent.astype(base.dtype)))
+    if whole:
+        return np.asarray(np.power(base.astype(np.float64), exponent.astype(np.float64)))
+    return np.asarray(np.power(base, exponent.astype(base.dtype)))
+
+
+@quiet
+def evaluate_modulus(
+    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
+) -> list[Array]:
+    """Return the remainder; its sign is the divisor's, with `fmod` the dividend's."""
+    left, right = (widened(v) for v in inputs)
+    result = np.fmod(left, right) if attributes["fmod"] else np.remainder(left, right)
+    return [np.asarray(result).astype(np.asarray(inputs[0]).dtype, copy=False)]
 
 
 def pair_cases() -> list[Case]:
@@ -163,28 +157,18 @@ def where_cases() -> list[Case]:
     return [Case("mask", [mask, a, b]), Case("broadcast", [mask[0], a, b[:, :1]])]
 
 
-def cast_cases() -> list[Case]:
-    """Return conversions between floats, integers and bool."""
-    a = normal(10, 3, 4) * 3
-    return [
-        Case("to_half", [a], {"to": "float16"}),
-        Case("to_integer", [a], {"to": "int64"}),
-        Case("to_bool", [a], {"to": "bool"}),
-        Case("from_integer", [np.arange(5)], {"to": 1}),
-        Case("to_float8", [a * 300], {"to": "float8_e4m3fn"}),
-    ]
-
-
 def binary(op: str, function: Function, versions: tuple[int, ...], **changes: Any) -> OpSpec:
     """Return the spec of an operator on two broadcast inputs."""
     spec = {"infer": infer_broadcast, "evaluate": elementwise(function), "cases": pair_cases}
-    return OpSpec(op, versions, ("A", "B"), ("C",), **(spec | changes))
+    names: dict[str, Any] = {"inputs": ("A", "B"), "outputs": ("C",)}
+    return OpSpec(op, versions, **(names | spec | changes))
 
 
 def unary(op: str, function: Function, versions: tuple[int, ...], **changes: Any) -> OpSpec:
     """Return the spec of an operator on one input."""
     spec = {"infer": same_as_first, "evaluate": elementwise(function), "cases": single_cases}
-    return OpSpec(op, versions, ("X",), ("Y",), **(spec | changes))
+    names: dict[str, Any] = {"inputs": ("X",), "outputs": ("Y",)}
+    return OpSpec(op, versions, **(names | spec | changes))
 
 
 def comparison(op: str, function: Function, versions: tuple[int, ...], **changes: Any) -> OpSpec:
@@ -193,58 +177,63 @@ def comparison(op: str, function: Function, versions: tuple[int, ...], **changes
     return binary(op, function, versions, **(spec | changes))
 
 
-def variadic(op: str, function: Function, versions: tuple[int, ...]) -> OpSpec:
-    """Return the spec of an operator that folds one or more broadcast inputs."""
-    return OpSpec(
-        op,
-        versions,
-        ("data*",),
-        ("result",),
-        infer=infer_broadcast,
-        evaluate=elementwise(folded(function)),
-        cases=pair_cases,
-    )
+def with_old_broadcast(newer: OpSpec, *versions: int) -> tuple[OpSpec, OpSpec]:
+    """Return both forms of an operator that once broadcast by attributes."""
+    return broadcasting(newer, *versions), newer
+
+
+def power_cases() -> list[Case]:
+    """Return a square and an integer exponent."""
+    return [
+        Case("square", [normal(11, 3, 4), np.asarray(2.0, np.float32)]),
+        Case("integer_exponent", [normal(11, 3, 4), np.asarray(3, np.int64)]),
+    ]
+
+
+def modulus_cases() -> list[Case]:
+    """Return both remainders of integers and of floats."""
+    whole, divisor = np.arange(-6, 6, dtype=np.int64), np.asarray([5, -4, 3] * 4, np.int64)
+    a, b = normal(13, 3, 4) * 9, normal(14, 3, 4)
+    return [
+        Case(f"{name}_{fmod}", list(pair), {"fmod": fmod})
+        for name, pair in (("integers", (whole, divisor)), ("floats", (a, b)))
+        for fmod in (0, 1)
+    ]
 
 
 SPECS: tuple[OpSpec, ...] = (
-    binary("Add", np.add, ARITHMETIC),
-    binary("Sub", np.subtract, ARITHMETIC),
-    binary("Mul", np.multiply, ARITHMETIC),
-    binary("Div", divide, ARITHMETIC),
-    binary(
-        "Pow",
-        np.power,
-        (7, 12, 13, 15),
-        infer=infer_power,
-        cases=lambda: [
-            Case("square", [normal(11, 3, 4), np.asarray(2.0, np.float32)]),
-            Case("integer_exponent", [normal(11, 3, 4), np.asarray(3, np.int64)]),
-        ],
+    *with_old_broadcast(binary("Add", np.add, ARITHMETIC), 1, 6),
+    *with_old_broadcast(binary("Sub", np.subtract, ARITHMETIC), 1, 6),
+    *with_old_broadcast(binary("Mul", np.multiply, ARITHMETIC), 1, 6),
+    *with_old_broadcast(binary("Div", divide, ARITHMETIC), 1, 6),
+    *with_old_broadcast(
+        binary(
+            "Pow",
+            power,
+            (7, 12, 13, 15),
+            inputs=("X", "Y"),
+            outputs=("Z",),
+            infer=infer_power,
+            cases=power_cases,
+        ),
+        1,
     ),
-    variadic("Min", np.minimum, (8, 12, 13)),
-    variadic("Max", np.maximum, (8, 12, 13)),
-    unary("Neg", np.negative, UNARY),
-    unary("Abs", np.abs, UNARY),
-    unary("Exp", np.exp, UNARY, cases=lambda: [Case("plain", [normal(12, 2, 5)])]),
-    unary("Log", np.log, UNARY, cases=positive_cases),
-    unary("Sqrt", np.sqrt, UNARY, cases=positive_cases),
-    unary("Reciprocal", np.reciprocal, UNARY, cases=positive_cases),
-    unary("Cos", np.cos, (7, 22)),
-    unary("Sin", np.sin, (7, 22)),
-    comparison("Greater", np.greater, (7, 9, 13)),
-    comparison("Less", np.less, (7, 9, 13)),
-    comparison("Equal", np.equal, (7, 11, 13, 19)),
+    binary(
+        "Mod",
+        np.remainder,
+        (10, 13, 28),
+        evaluate=evaluate_modulus,
+        attributes={"fmod": Attribute("int", 0)},
+        cases=modulus_cases,
+    ),
+    *with_old_broadcast(comparison("Greater", np.greater, (7, 9, 13)), 1),
+    *with_old_broadcast(comparison("Less", np.less, (7, 9, 13)), 1),
+    *with_old_broadcast(comparison("Equal", np.equal, (7, 11, 13, 19)), 1),
     comparison("GreaterOrEqual", np.greater_equal, (12, 16)),
     comparison("LessOrEqual", np.less_equal, (12, 16)),
-    comparison("And", np.logical_and, (7,), cases=bool_cases),
-    comparison("Or", np.logical_or, (7,), cases=bool_cases),
-    unary(
-        "Not",
-        np.logical_not,
-        (1,),
-        evaluate=predicate(np.logical_not),
-        cases=lambda: [Case("mask", [normal(5, 3, 4) > 0])],
-    ),
+    *with_old_broadcast(comparison("And", np.logical_and, (7,), cases=bool_cases), 1),
+    *with_old_broadcast(comparison("Or", np.logical_or, (7,), cases=bool_cases), 1),
+    *with_old_broadcast(comparison("Xor", np.logical_xor, (7,), cases=bool_cases), 1),
     OpSpec(
         "Where",
         (9, 16),
@@ -253,19 +242,5 @@ SPECS: tuple[OpSpec, ...] = (
         infer=infer_where,
         evaluate=evaluate_where,
         cases=where_cases,
-    ),
-    OpSpec(
-        "Cast",
-        (6, 9, 13, 19, 21, 23, 24, 25),
-        ("input",),
-        ("output",),
-        infer=infer_cast,
-        evaluate=evaluate_cast,
-        attributes={
-            "to": Attribute("dtype", required=True),
-            "saturate": Attribute("int", 1),
-            "round_mode": Attribute("string", "up"),
-        },
-        cases=cast_cases,
     ),
 )

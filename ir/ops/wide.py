@@ -1,0 +1,61 @@
+"""Evaluations that compute wider than their inputs, or silently over infinities and NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any
+
+import numpy as np
+
+from halfbyte.ir.ops.spec import Array, Context, Evaluate
+
+NARROW = frozenset({"float16", "bfloat16"})
+
+
+def is_floating(array: Array) -> bool:
+    """Whether an array holds floats of any width."""
+    return "float" in array.dtype.name
+
+
+def widened(array: Any) -> Array:
+    """Return 16-bit floats as float32 and everything else as it is."""
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype.name in NARROW else array
+
+
+def doubled(array: Any) -> Array:
+    """Return floats as float64 and everything else as it is."""
+    array = np.asarray(array)
+    return array.astype(np.float64) if is_floating(array) else array
+
+
+def quiet(evaluate: Evaluate) -> Evaluate:
+    """Return an evaluate without warnings about infinities, NaN and overflow."""
+
+    @wraps(evaluate)
+    def silent(
+        inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
+    ) -> list[Array]:
+        with np.errstate(all="ignore"):
+            return evaluate(inputs, attributes, context)
+
+    return silent
+
+
+def pointwise(function: Callable[..., Any], *names: str) -> Evaluate:
+    """Return an evaluate of `function(*inputs, *attributes)`: 16-bit floats computed in float32.
+
+    The result has the dtype of the first input.
+    """
+
+    @quiet
+    def evaluate(
+        inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
+    ) -> list[Array]:
+        dtype = np.asarray(inputs[0]).dtype
+        values = [None if v is None else widened(v) for v in inputs]
+        result = function(*values, *(attributes[name] for name in names))
+        return [np.asarray(result).astype(dtype, copy=False)]
+
+    return evaluate
