@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,57 +20,11 @@ from halfbyte.errors import UnsupportedError
 from halfbyte.ir.dtypes import BITS
 from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.encodings.encoding import Array
+from halfbyte.ir.part_views import ReshapedPart, TransposedPart
 from halfbyte.ir.tensor import CHUNK_BYTES, FilePart, Part, Tensor
 
 BLOCK_BYTES = 2 * CHUNK_BYTES  # of a matrix that is transposed while it is written
 Bytes = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class ReshapedPart:
-    """The elements of another part, in the same order, in another shape."""
-
-    source: Part
-    shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Return the element type."""
-        return self.source.dtype
-
-    def read(self, start: int = 0, stop: int | None = None) -> Array:
-        """Return rows [start, stop) of the new shape."""
-        length = self.shape[0] if self.shape else 1
-        stop = length if stop is None else min(stop, length)
-        own, theirs = math.prod(self.shape[1:]), math.prod(self.source.shape[1:])
-        if not own or not theirs or start >= stop:
-            return np.empty((max(0, stop - start), *self.shape[1:]), self.dtype)
-        first = start * own // theirs
-        rows = self.source.read(first, -(-stop * own // theirs)).reshape(-1)
-        wanted = rows[start * own - first * theirs : stop * own - first * theirs]
-        return np.asarray(wanted.reshape(stop - start, *self.shape[1:]))
-
-
-@dataclass(frozen=True)
-class TransposedPart:
-    """The transpose of a part [rows, columns]; written block by block, `read` is for small ones."""
-
-    source: Part
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Return the element type."""
-        return self.source.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Return (columns, rows)."""
-        rows, columns = self.source.shape
-        return columns, rows
-
-    def read(self, start: int = 0, stop: int | None = None) -> Array:
-        """Return rows [start, stop) of the transpose: columns of the source."""
-        return np.ascontiguousarray(self.source.read()[:, start:stop].T)
 
 
 class Piece(NamedTuple):
