@@ -20,6 +20,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("Relu", "Sigmoid", "Tanh", "Erf", "Swish", "Gelu", "PRelu", "SwiGLU"),
         "halfbyte.SwiGLU",
     ),
+    "arguments": ("ArgMax", "ArgMin"),
     "attention": ("RotaryEmbedding", "halfbyte.CachedAttention"),
     "convolution": ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv"),
     "bitwise": ("BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"),
@@ -55,12 +56,26 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("MaxPool", "AveragePool", "LpPool", "MaxUnpool"),
         *("GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"),
     ),
-    "reduction": ("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum"),
-    "selection": ("Concat", "Split", "Slice", "Gather"),
-    "shape": (
-        *("Reshape", "Unsqueeze", "Squeeze", "Transpose"),
-        *("Shape", "Expand", "Range", "Identity", "Constant"),
+    "quantization": ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    "reduction": (
+        *("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum", "ReduceProd", "ReduceL1"),
+        *("ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare"),
     ),
+    "resize": ("Resize", "Upsample"),
+    "constants": ("Constant", "ConstantOfShape", "Range"),
+    "control_flow": ("If", "Loop", "Scan"),
+    "gather": ("Gather", "GatherElements", "GatherND", "Compress", "OneHot"),
+    "layout": ("Transpose", "Expand", "Tile", "Trilu", "CenterCropPad", "ReverseSequence"),
+    "optional": ("Optional", "OptionalHasElement", "OptionalGetElement"),
+    "ordering": ("TopK", "Unique", "NonZero"),
+    "padding": ("Pad",),
+    "scatter": ("Scatter", "ScatterElements", "ScatterND"),
+    "selection": ("Concat", "Split", "Slice"),
+    "sequence": (
+        *("SequenceConstruct", "SequenceEmpty", "SequenceAt", "SequenceInsert", "SequenceErase"),
+        *("SequenceLength", "ConcatFromSequence", "SplitToSequence", "SequenceMap"),
+    ),
+    "shape": ("Reshape", "Flatten", "Unsqueeze", "Squeeze", "Shape", "Size", "Identity"),
 }
 OPS: dict[str, str] = {name: family for family, names in FAMILIES.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""Operators about shapes: reshape, transpose, expand, range, constants."""
+"""Operators about shapes: reshape, insert and remove axes, the shape itself."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Dim, Node
+from halfbyte.ir.ops.forms import Lift, older, renumbered
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -18,15 +19,14 @@ from halfbyte.ir.ops.spec import (
     Context,
     OpSpec,
     ValueType,
+    adapts,
     as_array,
     axis_of,
-    broadcast,
     common_dtype,
     input_at,
     known_ints,
     normal,
     required_input,
-    same_as_first,
 )
 
 LAYOUT = (13, 14, 19, 21, 23, 24, 25)
@@ -35,7 +35,7 @@ Shape = tuple[Dim, ...]
 
 def integers(operand: Any) -> list[int]:
     """Return an integer operand as list."""
-    return [int(v) for v in np.asarray(operand).reshape(-1)]
+    return [int(v) for v in as_array(operand).reshape(-1).tolist()]
 
 
 def dim_product(dims: Sequence[Dim]) -> int | None:
@@ -44,16 +44,28 @@ def dim_product(dims: Sequence[Dim]) -> int | None:
     return math.prod(known) if len(known) == len(dims) else None
 
 
+def merged_dim(dims: Sequence[Dim]) -> Dim:
+    """Return the product of dimensions; one symbol among ones stays itself."""
+    known = math.prod(d for d in dims if isinstance(d, int))
+    symbols = [d for d in dims if isinstance(d, str)]
+    if not symbols or not known:
+        return known
+    return symbols[0] if len(symbols) == 1 and known == 1 else UNKNOWN
+
+
 def infer_reshape(node: Node) -> list[ValueType]:
     """Infer: the constant shape, with 0 copied and -1 solved where the rest is known."""
-    data, target = required_input(node, 0), known_ints(required_input(node, 1))
-    dtype = common_dtype(node, [0])
-    if target is None or data.shape is None:
-        return [ValueType(dtype, None)]
-    copied: list[Dim] = [
-        data.shape[i] if dim == 0 and not node.attributes.get("allowzero") else dim
-        for i, dim in enumerate(target)
-    ]
+    data, target_value = required_input(node, 0), required_input(node, 1)
+    dtype, target = common_dtype(node, [0]), known_ints(target_value)
+    if target is None:
+        length = target_value.shape[0] if target_value.shape else None
+        return [ValueType(dtype, (UNKNOWN,) * length if isinstance(length, int) else None)]
+    copies = not node.attributes.get("allowzero")
+    if data.shape is None:
+        return [ValueType(dtype, tuple(d if d + (not copies) > 0 else UNKNOWN for d in target))]
+    if copies and any(d == 0 for d in target[len(data.shape) :]):
+        raise GraphError(node.label, f"{target} copies an axis that {list(data.shape)} lacks")
+    copied: list[Dim] = [data.shape[i] if d == 0 and copies else d for i, d in enumerate(target)]
     if -1 in copied:
         copied[copied.index(-1)] = _solved(data.shape, [d for d in copied if d != -1])
     before, after = dim_product(data.shape), dim_product(copied)
@@ -94,6 +106,29 @@ def evaluate_reshape(
     return [data.reshape(wanted)]
 
 
+def infer_flatten(node: Node) -> list[ValueType]:
+    """Infer: two axes."""
+    data = required_input(node, 0)
+    dtype = common_dtype(node, [0])
+    if data.shape is None:
+        return [ValueType(dtype, (UNKNOWN, UNKNOWN))]
+    rank, axis = len(data.shape), node.attributes.get("axis", 1)
+    if not -rank <= axis <= rank:
+        raise GraphError(node.label, f"axis {axis} is outside -{rank}..{rank}")
+    cut = axis + rank if axis < 0 else axis
+    return [ValueType(dtype, (merged_dim(data.shape[:cut]), merged_dim(data.shape[cut:])))]
+
+
+def evaluate_flatten(
+    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
+) -> list[Array]:
+    """Join the axes before and those from `axis` on."""
+    data = as_array(inputs[0])
+    axis = attributes["axis"]
+    cut = axis + data.ndim if axis < 0 else axis
+    return [data.reshape(math.prod(data.shape[:cut]), math.prod(data.shape[cut:]))]
+
+
 def infer_unsqueeze(node: Node) -> list[ValueType]:
     """Infer: ones inserted at the constant axes."""
     data, axes = required_input(node, 0), known_ints(required_input(node, 1))
@@ -102,6 +137,8 @@ def infer_unsqueeze(node: Node) -> list[ValueType]:
         return [ValueType(dtype, None)]
     rank = len(data.shape) + len(axes)
     places = {axis_of(node, axis, rank) for axis in axes}
+    if len(places) != len(axes):
+        raise GraphError(node.label, f"axes {axes} repeat one; name each once")
     rest = iter(data.shape)
     return [ValueType(dtype, tuple(1 if i in places else next(rest) for i in range(rank)))]
 
@@ -126,6 +163,8 @@ def infer_squeeze(node: Node) -> list[ValueType]:
         places = {i for i, d in enumerate(data.shape) if d == 1}
     else:
         places = {axis_of(node, axis, rank) for axis in axes}
+    if any(isinstance(data.shape[i], int) and data.shape[i] != 1 for i in places):
+        raise GraphError(node.label, f"axes {axes} of {list(data.shape)} are not all of length 1")
     return [ValueType(dtype, tuple(d for i, d in enumerate(data.shape) if i not in places))]
 
 
@@ -137,30 +176,11 @@ def evaluate_squeeze(
     return [np.squeeze(as_array(inputs[0]), axes)]
 
 
-def infer_transpose(node: Node) -> list[ValueType]:
-    """Infer: axes in the order of `perm`."""
-    data = required_input(node, 0)
-    dtype = common_dtype(node, [0])
-    if data.shape is None:
-        return [ValueType(dtype, None)]
-    order = node.attributes.get("perm") or list(range(len(data.shape)))[::-1]
-    if sorted(order) != list(range(len(data.shape))):
-        raise GraphError(node.label, f"perm {order} is no order of {len(data.shape)} axes")
-    return [ValueType(dtype, tuple(data.shape[i] for i in order))]
-
-
-def evaluate_transpose(
-    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
-) -> list[Array]:
-    """Reorder axes."""
-    return [np.asarray(np.transpose(as_array(inputs[0]), attributes["perm"]), order="C")]
-
-
 def infer_shape(node: Node) -> list[ValueType]:
     """Infer: int64, one element per axis between start and end."""
     data = required_input(node, 0)
     if data.shape is None:
-        return [ValueType("int64", None)]
+        return [ValueType("int64", (UNKNOWN,))]
     start, end = node.attributes.get("start", 0), node.attributes.get("end")
     return [ValueType("int64", (len(data.shape[start:end]),))]
 
@@ -173,75 +193,31 @@ def evaluate_shape(
     return [np.asarray(shape, dtype=np.int64).reshape(-1)]
 
 
-def infer_expand(node: Node) -> list[ValueType]:
-    """Infer: broadcast against the constant shape."""
-    target = known_ints(required_input(node, 1))
-    shape = None if target is None else broadcast(node, [required_input(node, 0).shape, (*target,)])
-    return [ValueType(common_dtype(node, [0]), shape)]
+def infer_size(node: Node) -> list[ValueType]:
+    """Infer: one int64."""
+    required_input(node, 0)
+    return [ValueType("int64", ())]
 
 
-def evaluate_expand(
+def evaluate_size(
     inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
 ) -> list[Array]:
-    """Repeat axes of length one."""
-    data = as_array(inputs[0])
-    shape = np.broadcast_shapes(data.shape, tuple(integers(inputs[1])))
-    return [np.array(np.broadcast_to(data, shape))]
+    """Return the number of elements."""
+    return [np.asarray(math.prod(inputs[0].shape), np.int64)]
 
 
-def infer_range(node: Node) -> list[ValueType]:
-    """Infer: the length where start, limit and step are constant."""
-    values = [required_input(node, i) for i in range(3)]
-    if any(v.constant is None or v.constant.size != 1 for v in values):
-        return [ValueType(values[0].dtype, (UNKNOWN,))]
-    start, limit, step = (v.constant.numpy().reshape(()).item() for v in values if v.constant)
-    return [ValueType(values[0].dtype, (max(0, math.ceil((limit - start) / step)),))]
-
-
-def evaluate_range(
-    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
-) -> list[Array]:
-    """Count from start to limit by step."""
-    start, limit, step = (np.asarray(v).reshape(()) for v in inputs)
-    return [np.arange(start.item(), limit.item(), step.item()).astype(start.dtype)]
+def infer_identity(node: Node) -> list[ValueType]:
+    """Infer: the input's type, composed ones included."""
+    value = required_input(node, 0)
+    return [ValueType(common_dtype(node, [0]) if adapts(value) else value.dtype, value.shape)]
 
 
 def evaluate_identity(
     inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
 ) -> list[Array]:
-    """Return the input."""
-    return [as_array(inputs[0])]
-
-
-CONSTANT_DTYPES = {
-    "value_float": "float32",
-    "value_floats": "float32",
-    "value_int": "int64",
-    "value_ints": "int64",
-}
-
-
-def constant_array(attributes: Mapping[str, Any]) -> Array:
-    """Return the values of a Constant node."""
-    for name, dtype in CONSTANT_DTYPES.items():
-        if attributes.get(name) is not None:
-            return np.asarray(attributes[name], dtype=dtype)
-    return as_array(attributes["value"])
-
-
-def infer_constant(node: Node) -> list[ValueType]:
-    """Infer: dtype and shape of the attribute."""
-    if sum(v is not None for v in node.attributes.values()) != 1:
-        raise GraphError(node.label, "Constant must have exactly one value attribute")
-    array = constant_array(node.attributes)
-    return [ValueType(array.dtype.name, array.shape)]
-
-
-def evaluate_constant(
-    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
-) -> list[Array]:
-    """Return the attribute's values."""
-    return [constant_array(attributes)]
+    """Return the input: an array, a sequence or an optional."""
+    value = inputs[0]
+    return [value if value is None or isinstance(value, list) else as_array(value)]
 
 
 def ints(*values: int) -> Array:
@@ -259,105 +235,94 @@ def one(case: str, *inputs: Any, **attributes: Any) -> Callable[[], list[Case]]:
     return lambda: [Case(case, list(inputs), attributes)]
 
 
+RESHAPE = moved(
+    "Reshape",
+    (14, 19, 21, 23, 24, 25),
+    "data shape",
+    infer=infer_reshape,
+    evaluate=evaluate_reshape,
+    attributes={"allowzero": Attribute("int", 0)},
+    view=True,
+    cases=lambda: [
+        Case("split", [normal(33, 2, 3, 8), ints(0, 0, 2, -1)]),
+        Case("flat", [normal(33, 2, 3, 8), ints(-1)]),
+        Case("empty", [normal(33, 0, 3), ints(3, 0)], {"allowzero": 1}),
+    ],
+)
+UNSQUEEZE = moved(
+    "Unsqueeze",
+    (13, 21, 23, 24, 25),
+    "data axes",
+    infer=infer_unsqueeze,
+    evaluate=evaluate_unsqueeze,
+    view=True,
+    cases=one("ends", normal(34, 2, 3), ints(0, -1)),
+)
+SQUEEZE = moved(
+    "Squeeze",
+    (13, 21, 23, 24, 25),
+    "data axes?",
+    infer=infer_squeeze,
+    evaluate=evaluate_squeeze,
+    view=True,
+    cases=lambda: [
+        Case("axes", [normal(35, 1, 3, 1), ints(-1)]),
+        Case("all", [normal(35, 1, 3, 1)]),
+    ],
+)
+SHAPE = moved(
+    "Shape",
+    (15, 19, 21, 23, 24, 25),
+    "data",
+    infer=infer_shape,
+    evaluate=evaluate_shape,
+    attributes={"start": Attribute("int", 0), "end": Attribute("int")},
+    encoded=frozenset({0}),
+    cases=one("part", normal(40, 2, 3, 4), start=1),
+)
 SPECS: tuple[OpSpec, ...] = (
-    moved(
-        "Reshape",
-        (5, *LAYOUT),
-        "data shape",
-        infer=infer_reshape,
-        evaluate=evaluate_reshape,
-        attributes={"allowzero": Attribute("int", 0)},
-        view=True,
-        cases=lambda: [
-            Case("split", [normal(33, 2, 3, 8), ints(0, 0, 2, -1)]),
-            Case("flat", [normal(33, 2, 3, 8), ints(-1)]),
-        ],
+    RESHAPE,
+    renumbered(RESHAPE, (5, 13)),
+    older(
+        RESHAPE,
+        (1,),
+        {"shape": Lift(1)},
+        {"shape": Attribute("ints"), "consumed_inputs": Attribute("ints")},
+        dropped=("consumed_inputs",),
+        without=("allowzero",),
     ),
     moved(
-        "Unsqueeze",
-        (13, 21, 23, 24, 25),
-        "data axes",
-        infer=infer_unsqueeze,
-        evaluate=evaluate_unsqueeze,
+        "Flatten",
+        (1, 9, 11, 13, 21, 23, 24, 25),
+        "input",
+        infer=infer_flatten,
+        evaluate=evaluate_flatten,
+        attributes={"axis": Attribute("int", 1)},
         view=True,
-        cases=one("ends", normal(34, 2, 3), ints(0, -1)),
+        cases=one("last", normal(41, 2, 3, 4), axis=-1),
     ),
+    UNSQUEEZE,
+    older(UNSQUEEZE, (1, 11), {"axes": Lift(1)}, {"axes": Attribute("ints", required=True)}),
+    SQUEEZE,
+    older(SQUEEZE, (1, 11), {"axes": Lift(1)}, {"axes": Attribute("ints")}),
+    SHAPE,
+    renumbered(SHAPE, (1, 13)),
     moved(
-        "Squeeze",
-        (13, 21, 23, 24, 25),
-        "data axes?",
-        infer=infer_squeeze,
-        evaluate=evaluate_squeeze,
-        view=True,
-        cases=lambda: [
-            Case("axes", [normal(35, 1, 3, 1), ints(-1)]),
-            Case("all", [normal(35, 1, 3, 1)]),
-        ],
-    ),
-    moved(
-        "Transpose",
-        (1, 13, 21, 23, 24, 25),
+        "Size",
+        (1, 13, 19, 21, 23, 24, 25),
         "data",
-        infer=infer_transpose,
-        evaluate=evaluate_transpose,
-        attributes={"perm": Attribute("ints")},
-        cases=lambda: [
-            Case("reversed", [normal(36, 2, 3, 4)]),
-            Case("heads", [normal(36, 2, 3, 4)], {"perm": [0, 2, 1]}),
-        ],
-    ),
-    moved(
-        "Shape",
-        (1, 13, 15, 19, 21, 23, 24, 25),
-        "data",
-        infer=infer_shape,
-        evaluate=evaluate_shape,
-        attributes={"start": Attribute("int", 0), "end": Attribute("int")},
+        infer=infer_size,
+        evaluate=evaluate_size,
         encoded=frozenset({0}),
-        cases=one("part", normal(40, 2, 3, 4), start=1),
-    ),
-    moved(
-        "Expand",
-        (8, 13),
-        "input shape",
-        infer=infer_expand,
-        evaluate=evaluate_expand,
-        cases=one("rows", normal(41, 3, 1), ints(2, 1, 4)),
-    ),
-    moved(
-        "Range",
-        (11,),
-        "start limit delta",
-        infer=infer_range,
-        evaluate=evaluate_range,
-        cases=one("down", np.asarray(5), np.asarray(-3), np.asarray(-2)),
+        cases=one("three axes", normal(40, 2, 3, 4)),
     ),
     moved(
         "Identity",
-        (1, *LAYOUT, 16),
+        (1, 13, 14, 16, 19, 21, 23, 24, 25),
         "input",
-        infer=same_as_first,
+        infer=infer_identity,
         evaluate=evaluate_identity,
         view=True,
         cases=one("plain", normal(42, 2, 3)),
-    ),
-    OpSpec(
-        "Constant",
-        (9, 11, 12, 13, 19, 21, 23, 24, 25),
-        (),
-        ("output",),
-        infer=infer_constant,
-        evaluate=evaluate_constant,
-        attributes={
-            "value": Attribute("tensor"),
-            "value_float": Attribute("float"),
-            "value_floats": Attribute("floats"),
-            "value_int": Attribute("int"),
-            "value_ints": Attribute("ints"),
-        },
-        cases=lambda: [
-            Case("ints", [], {"value_ints": [1, 2]}),
-            Case("tensor", [], {"value": normal(43, 2)}),
-        ],
     ),
 )
