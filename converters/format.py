@@ -24,13 +24,14 @@ class ReadOptions:
 class WriteOptions:
     """How to write: flavour after the colon of `--to`, worker threads, progress in bytes written.
 
-    `shard_bytes` splits Hugging Face output; 0 writes one file.
+    `shard_bytes` splits Hugging Face output; 0 writes one file. `opset` is ONNX's; None: lowest.
     """
 
     flavour: str = ""
     threads: int = 1
     progress: Progress | None = None
     shard_bytes: int = 5_000_000_000
+    opset: int | None = None
 
 
 @dataclass(frozen=True)

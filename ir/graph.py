@@ -159,6 +159,17 @@ class Graph:
             raise ValueError(f"constant {name!r} is still used")
         del self._constants[name]
 
+    def rename_constant(self, name: str, new: str) -> None:
+        """Give a constant another name; the tensor keeps its own.
+
+        Raises:
+            ValueError: another value has the new name.
+        """
+        if any(value.name == new for value in self.values()):
+            raise ValueError(f"name {new!r} is taken")
+        self._constants[name].name = new
+        self._constants = {value.name: value for value in self._constants.values()}
+
     def add(
         self,
         op: str,
