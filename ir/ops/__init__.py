@@ -61,6 +61,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum", "ReduceProd", "ReduceL1"),
         *("ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare"),
     ),
+    "regions": ("RoiAlign", "MaxRoiPool"),
     "resize": ("Resize", "Upsample"),
     "constants": ("Constant", "ConstantOfShape", "Range"),
     "control_flow": ("If", "Loop", "Scan"),
@@ -70,6 +71,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "ordering": ("TopK", "Unique", "NonZero"),
     "padding": ("Pad",),
     "scatter": ("Scatter", "ScatterElements", "ScatterND"),
+    "sampling": ("GridSample", "AffineGrid", "DeformConv", "Col2Im"),
     "selection": ("Concat", "Split", "Slice"),
     "sequence": (
         *("SequenceConstruct", "SequenceEmpty", "SequenceAt", "SequenceInsert", "SequenceErase"),
