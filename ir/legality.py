@@ -52,6 +52,22 @@ def check_node(graph: Graph, node: Node) -> None:
     Raises:
         GraphError: names the node and the rule.
     """
+    spec = check_form(node)
+    for name in STATE_ATTRIBUTES:
+        state = node.attributes.get(name)
+        if state is not None and state not in graph.states:
+            raise GraphError(node.label, f"state {state!r} does not exist; add it to the graph")
+    kinds = spec.infer(node)
+    for value, kind in zip(node.outputs, kinds, strict=False):
+        _check_type(node, value, kind)
+
+
+def check_form(node: Node) -> OpSpec:
+    """Check what a node says apart from types: operator, version, arity, attributes.
+
+    Raises:
+        GraphError: names the node and the rule.
+    """
     try:
         spec = spec_of(node)
     except UnsupportedError as error:
@@ -63,13 +79,7 @@ def check_node(graph: Graph, node: Node) -> None:
         )
     _check_arity(node, spec)
     _check_attributes(node, spec)
-    for name in STATE_ATTRIBUTES:
-        state = node.attributes.get(name)
-        if state is not None and state not in graph.states:
-            raise GraphError(node.label, f"state {state!r} does not exist; add it to the graph")
-    kinds = spec.infer(node)
-    for value, kind in zip(node.outputs, kinds, strict=False):
-        _check_type(node, value, kind)
+    return spec
 
 
 def _sources(graph: Graph) -> dict[str, Value]:
