@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -34,7 +34,7 @@ class Voice(nn.Module):
         super().__init__()
         self.bank = nn.Conv1d(1, 130, 256, stride=64, padding=96, bias=False)
         widths = (65, 64, 32, 64)
-        pairs = zip(widths, widths[1:], strict=False)
+        pairs = itertools.pairwise(widths)
         self.layers = nn.Sequential(
             *(m for a, b in pairs for m in (nn.Conv1d(a, b, 3, 2, 1), nn.ReLU()))
         )
@@ -55,7 +55,7 @@ class Reader(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths, layers = (3, 16, 32, 64), []
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in itertools.pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.LeakyReLU(0.1)]
             layers += [nn.MaxPool2d((2, 2 if b < 64 else 1))]
         self.layers = nn.Sequential(*layers)
@@ -119,7 +119,7 @@ def export(module: nn.Module, inputs: dict[str, Any], plan: Exported, path: Path
         dynamo=False,
         opset_version=plan.opset,
         input_names=list(inputs),
-        dynamic_axes={name: dynamic for name in inputs} if dynamic else None,
+        dynamic_axes=dict.fromkeys(inputs, dynamic) if dynamic else None,
         do_constant_folding=True,
     )
 
