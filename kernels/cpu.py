@@ -91,6 +91,15 @@ def _native() -> Any:
     return module
 
 
+def native() -> Any:
+    """Return the extension.
+
+    Raises:
+        BackendError: it is missing.
+    """
+    return _native()
+
+
 def available() -> bool:
     """Return whether the compiled kernels can be imported."""
     try:

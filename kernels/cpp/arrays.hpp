@@ -73,5 +73,9 @@ class Weight {
 
 void bind_linear(nb::module_& m);
 void bind_nn(nb::module_& m);
+void bind_integers(nb::module_& m);
+void bind_conv(nb::module_& m);
+void bind_product(nb::module_& m);
+void bind_tensor(nb::module_& m);
 
 }  // namespace halfbyte

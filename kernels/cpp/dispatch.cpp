@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "integers.hpp"
+
 #if defined(HB_HAS_X86)
 #if defined(_MSC_VER)
 #include <intrin.h>
@@ -112,10 +114,49 @@ const KernelTable* choose_table() {
     return forced && *forced ? named_table(forced) : best_table();
 }
 
+// The other table of the same instruction set.
+const NetTable* nets_beside(const KernelTable* table) {
+#if defined(HB_HAS_X86)
+    if (table == &kAvx2Table) return &kAvx2Nets;
+#endif
+#if defined(HB_HAS_AVX512)
+    if (table == &kAvx512Table) return &kAvx512Nets;
+#endif
+#if defined(HB_HAS_NEON)
+    if (table == &kNeonTable) return &kNeonNets;
+#endif
+    static_cast<void>(table);
+    return &kScalarNets;
+}
+
+const IntegerTable* integers_beside(const KernelTable* table) {
+#if defined(HB_HAS_X86)
+    if (table == &kAvx2Table) return &kAvx2Integers;
+#endif
+#if defined(HB_HAS_AVX512)
+    if (table == &kAvx512Table) return &kAvx512Integers;
+#endif
+#if defined(HB_HAS_NEON)
+    if (table == &kNeonTable) return &kNeonIntegers;
+#endif
+    static_cast<void>(table);
+    return &kScalarIntegers;
+}
+
 }  // namespace
 
 const KernelTable& kernels() {
     static const KernelTable* const table = choose_table();
+    return *table;
+}
+
+const IntegerTable& integers() {
+    static const IntegerTable* const table = integers_beside(&kernels());
+    return *table;
+}
+
+const NetTable& nets() {
+    static const NetTable* const table = nets_beside(&kernels());
     return *table;
 }
 

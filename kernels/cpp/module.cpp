@@ -14,4 +14,8 @@ NB_MODULE(_cpu, m) {
     m.def("threads", &halfbyte::thread_count);
     halfbyte::bind_linear(m);
     halfbyte::bind_nn(m);
+    halfbyte::bind_conv(m);
+    halfbyte::bind_product(m);
+    halfbyte::bind_tensor(m);
+    halfbyte::bind_integers(m);
 }

@@ -1,25 +1,10 @@
 // Activations and sums over contiguous float32.
 #pragma once
 
-#include "nn/math.hpp"
+#include "nn/map.hpp"
 
 namespace halfbyte {
 namespace HB_ISA {
-
-// out[i] = function(lanes of a, lanes of b); the last lanes are masked.
-template <class Function>
-HB_INLINE void map2(const float* a, const float* b, int64_t n, float* out, Function function) {
-    int64_t i = 0;
-    for (; i + W <= n; i += W) store(out + i, function(load(a + i), load(b + i)));
-    if (i < n) store_n(out + i, function(load_n(a + i, n - i), load_n(b + i, n - i)), n - i);
-}
-
-template <class Function>
-HB_INLINE void map1(const float* a, int64_t n, float* out, Function function) {
-    int64_t i = 0;
-    for (; i + W <= n; i += W) store(out + i, function(load(a + i)));
-    if (i < n) store_n(out + i, function(load_n(a + i, n - i)), n - i);
-}
 
 static void add_values(const float* a, const float* b, int64_t n, float* out) {
     map2(a, b, n, out, [](F x, F y) { return add(x, y); });

@@ -8,16 +8,6 @@
 namespace halfbyte {
 namespace HB_ISA {
 
-// Sum of function(lanes) over a row, in lane order and one fixed tree.
-template <class Function>
-HB_INLINE float row_sum(const float* x, int64_t n, Function function) {
-    F acc = zero();
-    int64_t i = 0;
-    for (; i + W <= n; i += W) acc = function(load(x + i), acc);
-    if (i < n) acc = function(load_n(x + i, n - i), acc);
-    return hsum(acc);
-}
-
 static void rms_norm(const float* x, const float* weight, float epsilon, int64_t rows, int64_t n,
                      float* out) {
     for (int64_t r = 0; r < rows; ++r, x += n, out += n) {

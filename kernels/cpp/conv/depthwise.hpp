@@ -1,0 +1,80 @@
+// Convolution where each output channel reads one input channel: straight sums over the slab.
+// Weights are as ONNX stores them, [out_channels, 1, kh, kw].
+#pragma once
+
+#include "conv/slab.hpp"
+
+namespace halfbyte {
+namespace HB_ISA {
+
+constexpr int64_t kSlabBytes = 96 << 10;
+
+// sums[0 .. ow) of one output row, rounded up to whole vectors; `from` at the row's first cell.
+template <int KH, int KW>
+HB_INLINE void depthwise_row(const float* from, const int64_t* offsets, const float* weight,
+                             int64_t cells, int64_t ow, float* sums) {
+    const int64_t count = KH * KW > 0 ? KH * KW : cells;
+    F held[KH * KW > 0 ? KH * KW : 1];
+    if constexpr (KH * KW > 0) {
+        for (int t = 0; t < KH * KW; ++t) held[t] = set1(weight[t]);
+    }
+    for (int64_t i = 0; i < ow; i += W) {
+        F acc = zero();
+        for (int64_t t = 0; t < count; ++t) {
+            const F w = KH * KW > 0 ? held[t] : set1(weight[t]);
+            acc = fma(load(from + offsets[t] + i), w, acc);
+        }
+        store(sums + i, acc);
+    }
+}
+
+static void depthwise_band(const ConvJob& job, const Slab& s, const float* slab,
+                           const int64_t* offsets, int64_t channel, int64_t oh0, int64_t oh1,
+                           float* sums, int64_t out_at) {
+    const int64_t cells = job.kh * job.kw;
+    const float* weight = job.weight + channel * cells;
+    const float bias = job.bias ? job.bias[channel] : 0.0f;
+    for (int64_t oh = oh0; oh < oh1; ++oh) {
+        const float* from = slab + (oh - oh0) * job.stride_h * s.row;
+        if (job.kh == 3 && job.kw == 3) {
+            depthwise_row<3, 3>(from, offsets, weight, cells, job.ow, sums);
+        } else {
+            depthwise_row<0, 0>(from, offsets, weight, cells, job.ow, sums);
+        }
+        const int64_t at = out_at + oh * job.ow;
+        finish(job.finish, sums, bias, job.residual ? job.residual + at : nullptr, job.ow,
+               job.out + at);
+    }
+}
+
+// `rows` output channels from task * rows on, counted over all images.
+static void depthwise_task(const ConvJob& job, int64_t task) {
+    const int64_t planes = job.batch * job.out_channels, cells = job.kh * job.kw;
+    const int64_t end = (task + 1) * job.rows < planes ? (task + 1) * job.rows : planes;
+    const int64_t multiplier = job.out_channels / job.in_channels;
+    const Slab one = slab_of(job, 0, 1);
+    const int64_t room = kSlabBytes / (4 * one.row) - one.rows;
+    int64_t band = 1 + (room > 0 ? room / job.stride_h : 0);
+    if (band > job.oh) band = job.oh;
+    const Slab largest = slab_of(job, 0, band);
+    const int64_t row = round_up(job.ow, W);
+    auto* memory = static_cast<float*>(
+        thread_scratch(Scratch::tile, 8 * cells + 4 * (largest.plane + 2 * W + row)));
+    auto* offsets = reinterpret_cast<int64_t*>(memory);
+    float* sums = memory + 2 * cells;
+    float* slab = sums + row;
+    for (int64_t t = 0; t < cells; ++t) offsets[t] = slab_offset(job, one, t / job.kw, t % job.kw);
+    for (int64_t plane = task * job.rows; plane < end; ++plane) {
+        const int64_t image = plane / job.out_channels, channel = plane % job.out_channels;
+        const float* x = job.x + (image * job.in_channels + channel / multiplier) * job.h * job.w;
+        for (int64_t oh = 0; oh < job.oh; oh += band) {
+            const int64_t stop = oh + band < job.oh ? oh + band : job.oh;
+            const Slab s = slab_of(job, oh, stop);
+            fill_slab(job, s, x, 1, 0.0f, slab);
+            depthwise_band(job, s, slab, offsets, channel, oh, stop, sums, plane * job.oh * job.ow);
+        }
+    }
+}
+
+}  // namespace HB_ISA
+}  // namespace halfbyte
