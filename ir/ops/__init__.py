@@ -20,12 +20,19 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("Relu", "Sigmoid", "Tanh", "Erf", "Swish", "Gelu", "PRelu", "SwiGLU"),
         "halfbyte.SwiGLU",
     ),
+    "algebra": ("Einsum", "Det"),
     "arguments": ("ArgMax", "ArgMin"),
     "attention": ("RotaryEmbedding", "halfbyte.CachedAttention"),
+    "channel_normalization": (
+        *("InstanceNormalization", "GroupNormalization", "MeanVarianceNormalization"),
+        *("LpNormalization", "LRN"),
+    ),
     "convolution": ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv"),
+    "batch_normalization": ("BatchNormalization",),
     "bitwise": ("BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"),
     "cast": ("Cast", "CastLike", "BitCast"),
     "cumulative": ("CumSum", "CumProd"),
+    "detection": ("NonMaxSuppression",),
     "elementwise": (
         *("Add", "Sub", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor", "Where"),
         *("Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual"),
@@ -44,6 +51,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("IsInf", "IsNaN", "Not", "Clip"),
     ),
     "variadic": ("Min", "Max", "Sum", "Mean"),
+    "integer_matmul": ("MatMulInteger", "QLinearMatMul"),
     "matmul": (
         *("MatMul", "Gemm"),
         *("halfbyte.Linear", "halfbyte.LinearGroup", "halfbyte.LinearSwiGLU"),
@@ -57,6 +65,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"),
     ),
     "quantization": ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    "recurrent": ("RNN", "GRU", "LSTM"),
     "reduction": (
         *("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum", "ReduceProd", "ReduceL1"),
         *("ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare"),

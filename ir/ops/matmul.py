@@ -6,6 +6,7 @@ The reference sums in float64 and rounds once, so that it is the yardstick for e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Dim, Node, Value
 from halfbyte.ir.ops.activation import swish
+from halfbyte.ir.ops.old_forms import to_version
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -28,6 +30,7 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
+from halfbyte.ir.ops.wide import quiet
 from halfbyte.ir.tensor import Tensor, rows_and_columns
 
 DECODE_BYTES = 8 << 20
@@ -66,8 +69,8 @@ def evaluate_matmul(
     """Multiply matrices."""
     a, b = (np.asarray(v) for v in inputs)
     if a.dtype.kind in "iu":
-        return [np.matmul(a, b)]
-    return [np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(a.dtype)]
+        return [np.asarray(np.matmul(a, b))]
+    return [np.asarray(np.matmul(a.astype(np.float64), b.astype(np.float64))).astype(a.dtype)]
 
 
 def infer_gemm(node: Node) -> list[ValueType]:
@@ -89,12 +92,21 @@ def evaluate_gemm(
 ) -> list[Array]:
     """Return alpha * A @ B + beta * C."""
     a, b = (np.asarray(v) for v in inputs[:2])
-    left = (a.T if attributes["transA"] else a).astype(np.float64)
-    right = (b.T if attributes["transB"] else b).astype(np.float64)
-    result = attributes["alpha"] * (left @ right)
+    if a.dtype.kind in "iu" and not whole(attributes):
+        a, b = a.astype(np.float64), b.astype(np.float64)
+    wide = a.dtype if a.dtype.kind in "iu" else np.dtype(np.float64)
+    left = (a.T if attributes["transA"] else a).astype(wide)
+    right = (b.T if attributes["transB"] else b).astype(wide)
+    result = wide.type(attributes["alpha"]) * (left @ right)
     if len(inputs) > 2 and inputs[2] is not None:
-        result = result + attributes["beta"] * np.asarray(inputs[2], np.float64)
-    return [result.astype(a.dtype)]
+        result = result + wide.type(attributes["beta"]) * np.asarray(inputs[2]).astype(wide)
+    return [np.asarray(result).astype(np.asarray(inputs[0]).dtype)]
+
+
+def whole(attributes: Mapping[str, Any]) -> bool:
+    """Whether Gemm's factors are non-negative integers, so that integers stay exact."""
+    factors = (attributes["alpha"], attributes["beta"])
+    return all(f >= 0 and float(f).is_integer() for f in factors)
 
 
 def _linear_type(node: Node, data: Value, weight: Value, bias: Value | None) -> ValueType:
@@ -215,6 +227,28 @@ def group_cases() -> list[Case]:
     ]
 
 
+GEMM = OpSpec(
+    "Gemm",
+    (7, 9, 11, 13),
+    ("A", "B", "C?"),
+    ("Y",),
+    infer=infer_gemm,
+    evaluate=quiet(evaluate_gemm),
+    attributes={
+        "alpha": Attribute("float", 1.0),
+        "beta": Attribute("float", 1.0),
+        "transA": Attribute("int", 0),
+        "transB": Attribute("int", 0),
+    },
+    cases=lambda: [
+        Case("plain", [normal(86, 3, 4), normal(87, 4, 5)]),
+        Case(
+            "transposed",
+            [normal(88, 4, 3), normal(89, 5, 4), normal(90, 5)],
+            {"transA": 1, "transB": 1, "alpha": 0.5, "beta": 2.0},
+        ),
+    ],
+)
 SPECS: tuple[OpSpec, ...] = (
     OpSpec(
         "MatMul",
@@ -222,35 +256,22 @@ SPECS: tuple[OpSpec, ...] = (
         ("A", "B"),
         ("Y",),
         infer=infer_matmul,
-        evaluate=evaluate_matmul,
+        evaluate=quiet(evaluate_matmul),
         cases=lambda: [
             Case("matrices", [normal(80, 3, 4), normal(81, 4, 5)]),
             Case("batch", [normal(82, 2, 3, 4), normal(83, 4, 5)]),
             Case("vector", [normal(84, 4), normal(85, 4)]),
         ],
     ),
-    OpSpec(
-        "Gemm",
-        (7, 9, 11, 13),
-        ("A", "B", "C?"),
-        ("Y",),
-        infer=infer_gemm,
-        evaluate=evaluate_gemm,
-        attributes={
-            "alpha": Attribute("float", 1.0),
-            "beta": Attribute("float", 1.0),
-            "transA": Attribute("int", 0),
-            "transB": Attribute("int", 0),
-        },
-        cases=lambda: [
-            Case("plain", [normal(86, 3, 4), normal(87, 4, 5)]),
-            Case(
-                "transposed",
-                [normal(88, 4, 3), normal(89, 5, 4), normal(90, 5)],
-                {"transA": 1, "transB": 1, "alpha": 0.5, "beta": 2.0},
-            ),
-        ],
+    replace(
+        GEMM,
+        versions=(1, 6),
+        inputs=("A", "B", "C"),
+        attributes={**GEMM.attributes, "broadcast": Attribute("int", 0)},
+        upgrade=to_version(13, "broadcast"),
+        cases=list,
     ),
+    GEMM,
     OpSpec(
         "Linear",
         (1,),

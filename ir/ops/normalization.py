@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from halfbyte.errors import GraphError
+from halfbyte.ir.dtypes import dtype_name, numpy_dtype
 from halfbyte.ir.graph import Dim, Node
 from halfbyte.ir.ops.spec import (
     Array,
@@ -16,6 +17,7 @@ from halfbyte.ir.ops.spec import (
     Context,
     OpSpec,
     ValueType,
+    adapts,
     axis_of,
     broadcast,
     common_dtype,
@@ -43,7 +45,15 @@ def infer_normalization(node: Node) -> list[ValueType]:
     if data.shape is not None:
         axis = axis_of(node, node.attributes.get("axis", -1), len(data.shape))
         rest = (*data.shape[:axis], *(1,) * (len(data.shape) - axis))
-    return [ValueType(dtype, data.shape)] + [ValueType("float32", rest)] * (len(node.outputs) - 1)
+    stash = dtype_name(node.attributes.get("stash_type", 1))
+    return [ValueType(dtype, data.shape)] + [ValueType(stash, rest)] * (len(node.outputs) - 1)
+
+
+def infer_rms_normalization(node: Node) -> list[ValueType]:
+    """Infer: like the input, in the dtype of the scale."""
+    (kind,) = infer_normalization(node)
+    scale = required_input(node, 1)
+    return [ValueType(kind.dtype if adapts(scale) else scale.dtype, kind.shape)]
 
 
 def infer_add_normalization(node: Node) -> list[ValueType]:
@@ -58,19 +68,25 @@ def _axes(data: Array, axis: int) -> tuple[int, ...]:
 
 
 def rms_norm(data: Array, scale: Array, epsilon: float, axis: int) -> Array:
-    """Return data / sqrt(mean(data^2) + epsilon) * scale, computed in float64."""
+    """Return data / sqrt(mean(data^2) + epsilon) * scale, computed in float64.
+
+    16-bit data is rounded once more before the scale is applied, as ai.onnx has it.
+    """
     wide = np.asarray(data, np.float64)
     mean = np.mean(wide * wide, axis=_axes(data, axis), keepdims=True)
-    return np.asarray(wide / np.sqrt(mean + epsilon) * np.asarray(scale, np.float64)).astype(
-        data.dtype
-    )
+    normalized = np.asarray(wide / np.sqrt(mean + epsilon))
+    if data.dtype.itemsize < 4:
+        normalized = normalized.astype(data.dtype).astype(np.float64)
+    return np.asarray(normalized * np.asarray(scale, np.float64))
 
 
 def evaluate_rms_norm(
     inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
 ) -> list[Array]:
     """Evaluate RMSNormalization."""
-    return [rms_norm(inputs[0], inputs[1], attributes["epsilon"], attributes["axis"])]
+    data, scale = (np.asarray(v) for v in inputs)
+    result = rms_norm(data, scale, attributes["epsilon"], attributes["axis"])
+    return [result.astype(scale.dtype)]
 
 
 def evaluate_add_rms_norm(
@@ -78,7 +94,8 @@ def evaluate_add_rms_norm(
 ) -> list[Array]:
     """Return RMSNormalization of the sum, and the sum."""
     total = np.asarray(inputs[0] + inputs[1])
-    return [rms_norm(total, inputs[2], attributes["epsilon"], attributes["axis"]), total]
+    result = rms_norm(total, inputs[2], attributes["epsilon"], attributes["axis"])
+    return [result.astype(total.dtype), total]
 
 
 def layer_norm(
@@ -95,7 +112,8 @@ def layer_norm(
     result = centered * inverse * np.asarray(scale, np.float64)
     if bias is not None:
         result = result + np.asarray(bias, np.float64)
-    return [result.astype(data.dtype), mean.astype(np.float32), inverse.astype(np.float32)]
+    stash = numpy_dtype(dtype_name(attributes["stash_type"]))
+    return [result.astype(data.dtype), mean.astype(stash), inverse.astype(stash)]
 
 
 def evaluate_layer_norm(
@@ -129,7 +147,7 @@ SPECS: tuple[OpSpec, ...] = (
         (23,),
         ("X", "scale"),
         ("Y",),
-        infer=infer_normalization,
+        infer=infer_rms_normalization,
         evaluate=evaluate_rms_norm,
         attributes=NORM_ATTRIBUTES,
         cases=lambda: [
@@ -141,8 +159,8 @@ SPECS: tuple[OpSpec, ...] = (
     OpSpec(
         "LayerNormalization",
         (17,),
-        ("X", "scale", "bias?"),
-        ("Y", "mean?", "inverse_deviation?"),
+        ("X", "Scale", "B?"),
+        ("Y", "Mean?", "InvStdDev?"),
         infer=infer_normalization,
         evaluate=evaluate_layer_norm,
         attributes=NORM_ATTRIBUTES,
