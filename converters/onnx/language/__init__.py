@@ -1,0 +1,1 @@
+"""Language models as ONNX graphs with a cache of keys and values, and back."""
