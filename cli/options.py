@@ -88,6 +88,12 @@ def write_options() -> Callable[[Function], Function]:
             "--to", default="", metavar="FORMAT", help="gguf, hb or hf; else DST's ending decides."
         ),
         click.option(
+            "--opset",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Operator set of an ONNX file; else the lowest that fits.",
+        ),
+        click.option(
             "--tensor",
             "overrides",
             multiple=True,

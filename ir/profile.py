@@ -64,6 +64,11 @@ _FLOAT_NAMES = (
 )
 
 
+# Kinds of a tensor without a role whose use in a graph says what it is.
+MATRIX = "matrix"
+CONSTANT = "constant"
+
+
 def stays_float(tensor: Tensor) -> str:
     """Return why a weight is never quantized (a norm, a bias, a vector ...), or an empty text."""
     dims = len(tensor.shape)
@@ -77,6 +82,8 @@ def stays_float(tensor: Tensor) -> str:
         return "vectors stay float"
     if tensor.role in FLOAT_TABLES:
         return f"{tensor.role} stays float"
+    if tensor.role is None and tensor.kind in (MATRIX, CONSTANT):
+        return "" if tensor.kind == MATRIX else "no linear layer or lookup reads it"
     if tensor.role is None and (dims > 3 or not tensor.name.endswith("weight")):
         return "not a matrix of weights"
     if tensor.role is None and any(part in tensor.name for part in _FLOAT_NAMES):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from halfbyte.converters.format import WriteOptions, WrittenTensor
 from halfbyte.converters.onnx.lowering import lower_graph
+from halfbyte.converters.onnx.lowering.dequantized import needed_opset
 from halfbyte.converters.onnx.lowering.rewriter import Rewriter
-from halfbyte.converters.onnx.lowering.stored_constants import needed_opset
 from halfbyte.converters.onnx.opset_choice import fitting_opset, upgrade_nodes
 from halfbyte.converters.onnx.writer import write_graph
 from halfbyte.ir.graph import Graph

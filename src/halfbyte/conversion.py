@@ -14,7 +14,7 @@ from halfbyte.converters import detect, format_for_output
 from halfbyte.converters.architectures import ARCHITECTURES, get_architecture
 from halfbyte.converters.format import ReadOptions, WriteOptions, WrittenTensor
 from halfbyte.engine import available_threads
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import HalfbyteError, UnsupportedError
 from halfbyte.ir.model import Model
 from halfbyte.memory import PeakMemory
 
@@ -80,6 +80,7 @@ class OutputRequest:
     device: str = "cpu"
     push_to_hub: str = ""
     options: ReadOptions = field(default_factory=ReadOptions)
+    opset: int | None = None
 
 
 def _refuse_overwriting(source: Path, destination: Path) -> None:
@@ -158,6 +159,8 @@ def _converted(
     _refuse_overwriting(source, output)
     _require_device(request.device, threads)
     target, flavour = format_for_output(output, request.to)
+    if request.opset is not None and target.name != "onnx":
+        raise UnsupportedError("--opset", f"format {target.name}", advice="give --to onnx")
     model = _read(source, request, threads)
     _require_complete(model)
     plan = make_plan(
@@ -171,7 +174,7 @@ def _converted(
     planned = apply_plan(model, plan, method=request.method)
     total = sum(tensor.nbytes for tensor in planned.weights.values())
     advance = None if progress is None else progress(total)
-    options = WriteOptions(flavour=flavour, threads=threads, progress=advance)
+    options = WriteOptions(flavour, threads, advance, opset=request.opset)
     return model, plan, target.write(planned, output, options)
 
 

@@ -55,19 +55,21 @@ def convert(
     allow_pickle: bool = False,
     revision: str = "",
     push_to_hub: str = "",
+    opset: int | None = None,
     progress: ProgressFor | None = None,
 ) -> ConvertReport:
     """Write the model at `source` in another format.
 
     Weights keep their encoding where the target can hold the same values; `type` names another.
-    `progress(total_bytes)` is called once and returns a function that takes bytes written.
+    `progress(total_bytes)` is called once and returns a function that takes bytes written. opset:
+    of ONNX files; None takes the lowest that fits.
 
     Raises:
         HalfbyteError: the source is broken, or the target cannot hold the model.
     """
     options = ReadOptions(allow_pickle)
     request = OutputRequest(
-        to, type, overrides, requantize, "rtn", threads, device, push_to_hub, options
+        to, type, overrides, requantize, "rtn", threads, device, push_to_hub, options, opset
     )
     return write(resolve(source, revision, allow_pickle), Path(destination), request, progress)
 
@@ -86,6 +88,7 @@ def quantize(
     allow_pickle: bool = False,
     revision: str = "",
     push_to_hub: str = "",
+    opset: int | None = None,
     progress: ProgressFor | None = None,
 ) -> ConvertReport:
     """Write the model at `source` with its weights in encoding `type`, chosen by `method`.
@@ -97,7 +100,7 @@ def quantize(
         raise HalfbyteError("quantize: no type given, one is required; for example Q4_0 or int8")
     options = ReadOptions(allow_pickle)
     request = OutputRequest(
-        to, type, overrides, requantize, method, threads, device, push_to_hub, options
+        to, type, overrides, requantize, method, threads, device, push_to_hub, options, opset
     )
     return write(resolve(source, revision, allow_pickle), Path(destination), request, progress)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from halfbyte.converters.onnx.lowering.dequantized import dequantized
 from halfbyte.converters.onnx.lowering.rewriter import Rewriter
-from halfbyte.converters.onnx.lowering.stored_constants import dequantized, plain_value
+from halfbyte.converters.onnx.lowering.stored_constants import plain_value
 from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.graph import HALFBYTE_DOMAIN, Node, Value
 from halfbyte.ir.ops.spec import input_at, required_input

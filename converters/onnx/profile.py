@@ -1,0 +1,84 @@
+"""What an ONNX file can hold, and which constants of a graph are matrices of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from halfbyte.converters.onnx.lowering.dequantized import can_dequantize
+from halfbyte.errors import QuantizationError, UnsupportedError
+from halfbyte.ir.dtypes import DTYPES, FLOATING
+from halfbyte.ir.encodings import list_encodings
+from halfbyte.ir.encodings.dense import FLOATS, Dense
+from halfbyte.ir.encodings.encoding import Encoding
+from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph, Node, Value
+from halfbyte.ir.ops.spec import attribute
+from halfbyte.ir.profile import CONSTANT, MATRIX, nearest_first, stays_float
+from halfbyte.ir.tensor import Tensor
+
+FLAVOURS = ("", "ort")
+
+
+@dataclass(frozen=True)
+class OnnxProfile:
+    """Dense numbers of every type, and codes on a grid with scales."""
+
+    flavour: str = ""
+
+    def __post_init__(self) -> None:
+        if self.flavour not in FLAVOURS:
+            raise UnsupportedError(f"flavour {self.flavour!r}", "onnx", ["onnx", "onnx:ort"])
+
+    @property
+    def name(self) -> str:
+        """Return what `--to` takes."""
+        return f"onnx:{self.flavour}" if self.flavour else "onnx"
+
+    def accepts(self, tensor: Tensor, encoding: Encoding) -> bool:
+        """Whether the weight can stand in the file in this encoding."""
+        if isinstance(encoding, Dense):
+            return encoding.dtype_name in DTYPES
+        if stays_float(tensor):
+            return False
+        try:
+            encoding.part_specs(tensor.rows, tensor.columns)
+        except QuantizationError:
+            return False
+        return can_dequantize(encoding, tensor.columns)
+
+    def required(self, tensor: Tensor) -> Encoding | None:
+        """Return None: a Cast stands between any type and its reader."""
+        return None
+
+    def alternatives(self, tensor: Tensor) -> list[Encoding]:
+        """Return what fits the weight: lossless encodings first, then the nearest in bits."""
+        own = tensor.encoding
+        fitting = [e for e in list_encodings() if e != own and self.accepts(tensor, e)]
+        plain = [e for e in fitting if not isinstance(e, Dense) or e.dtype_name in FLOATS]
+        return nearest_first(own, plain)
+
+
+def marked_kinds(graph: Graph) -> dict[str, Tensor]:
+    """Return the constants of a graph, marked as matrices or plain constants, by value name.
+
+    A matrix is what only linear layers and lookups of rows read: those take codes.
+    """
+    return {
+        name: replace(tensor, kind=MATRIX if _is_matrix(graph.constant_value(name)) else CONSTANT)
+        for name, tensor in graph.constants.items()
+    }
+
+
+def _is_matrix(value: Value) -> bool:
+    return (
+        value.dtype in FLOATING
+        and value.shape is not None
+        and len(value.shape) == 2
+        and bool(value.uses)
+        and all(_takes_codes(node, index) for node, index in value.uses)
+    )
+
+
+def _takes_codes(node: Node, index: int) -> bool:
+    if node.domain == HALFBYTE_DOMAIN and node.op == "Linear":
+        return index == 1
+    return node.op == "Gather" and index == 0 and attribute(node, "axis", 0) == 0
