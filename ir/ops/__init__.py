@@ -20,7 +20,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("Relu", "Sigmoid", "Tanh", "Erf", "Swish", "Gelu", "PRelu", "SwiGLU"),
         "halfbyte.SwiGLU",
     ),
-    "algebra": ("Einsum", "Det"),
+    "algebra": ("Einsum", "Det", "EyeLike"),
     "arguments": ("ArgMax", "ArgMin"),
     "attention": ("RotaryEmbedding", "halfbyte.CachedAttention"),
     "channel_normalization": (
@@ -33,6 +33,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "cast": ("Cast", "CastLike", "BitCast"),
     "cumulative": ("CumSum", "CumProd"),
     "detection": ("NonMaxSuppression",),
+    "dropout": ("Dropout",),
     "elementwise": (
         *("Add", "Sub", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor", "Where"),
         *("Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual"),
@@ -42,6 +43,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("Mish", "ThresholdedRelu", "Shrink"),
     ),
     "softmax": ("Softmax", "LogSoftmax", "Hardmax"),
+    "strings": ("StringConcat", "StringSplit", "StringNormalizer", "RegexFullMatch"),
     "trigonometry": (
         *("Sin", "Cos", "Tan", "Asin", "Acos", "Atan"),
         *("Sinh", "Cosh", "Asinh", "Acosh", "Atanh"),
@@ -52,10 +54,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     ),
     "variadic": ("Min", "Max", "Sum", "Mean"),
     "integer_matmul": ("MatMulInteger", "QLinearMatMul"),
+    "loss": ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"),
     "matmul": (
         *("MatMul", "Gemm"),
         *("halfbyte.Linear", "halfbyte.LinearGroup", "halfbyte.LinearSwiGLU"),
     ),
+    "ngrams": ("TfIdfVectorizer",),
     "normalization": (
         *("RMSNormalization", "LayerNormalization"),
         *("halfbyte.AddRMSNormalization", "halfbyte.AddLayerNormalization"),
@@ -66,6 +70,10 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     ),
     "quantization": ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
     "recurrent": ("RNN", "GRU", "LSTM"),
+    "random": (
+        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+        *("Bernoulli", "Multinomial"),
+    ),
     "reduction": (
         *("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum", "ReduceProd", "ReduceL1"),
         *("ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare"),
@@ -87,6 +95,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("SequenceLength", "ConcatFromSequence", "SplitToSequence", "SequenceMap"),
     ),
     "shape": ("Reshape", "Flatten", "Unsqueeze", "Squeeze", "Shape", "Size", "Identity"),
+    "window": ("HannWindow", "HammingWindow", "BlackmanWindow"),
 }
 OPS: dict[str, str] = {name: family for family, names in FAMILIES.items() for name in names}
 
