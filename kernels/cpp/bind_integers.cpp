@@ -1,0 +1,228 @@
+#include <algorithm>
+
+#include "arrays.hpp"
+#include "dispatch.hpp"
+#include "integers.hpp"
+#include "pool.hpp"
+
+namespace halfbyte {
+namespace {
+
+constexpr int64_t kParallelBytes = 1 << 15;
+
+// How the sums of a call are finished; the arrays that it points into.
+struct Finish {
+    Array offset, weight_zero, scale, shift, out;
+    Requantize plain;
+
+    Finish(const char* where, nb::handle offsets, nb::handle weight_zeros, nb::handle scales,
+           nb::handle shifts, float low, float high, int zero, bool is_signed, nb::handle result,
+           bool to_float, int64_t channels)
+        : offset(where, "offset", offsets, "i"),
+          weight_zero(optional_array(where, "weight_zero", weight_zeros, "i")),
+          scale(where, "scale", scales, "f"),
+          shift(optional_array(where, "shift", shifts, "f")),
+          out(where, "out", result, to_float ? "f" : "B", true) {
+        require_size(where, "offset", offset, channels);
+        require_size(where, "scale", scale, channels);
+        if (shift.present()) require_size(where, "shift", shift, channels);
+        if (weight_zero.present()) require_size(where, "weight_zero", weight_zero, channels);
+        plain.scale = scale.data<const float>();
+        plain.shift = shift.present() ? shift.data<const float>() : nullptr;
+        plain.low = low;
+        plain.high = high;
+        plain.zero = static_cast<float>(zero);
+        plain.flip = is_signed ? 0x80 : 0;
+        plain.to_float = to_float;
+        plain.out = out.data<void>();
+    }
+    const int32_t* zeros() const {
+        return weight_zero.present() ? weight_zero.data<const int32_t>() : nullptr;
+    }
+};
+
+void pack_b(nb::object b, int64_t n, int64_t k, bool b_rows, nb::object out) {
+    const char* where = "pack_bytes";
+    const Array source(where, "b", b, "B"), target(where, "out", out, "B", true);
+    const int64_t depth = round_up(k, 4);
+    require_size(where, "b", source, n * k);
+    require_size(where, "out", target, round_up(n, integers().panel) * depth);
+    integers().pack_b(source.data<const int8_t>(), n, k, depth, b_rows, target.data<int8_t>());
+}
+
+void byte_product(nb::object a, nb::object b, int64_t n, nb::object offset, nb::object weight_zero,
+                  nb::object scale, nb::object shift, float low, float high, int zero,
+                  bool is_signed, bool to_float, nb::object out) {
+    const char* where = "byte_product";
+    const Array left(where, "a", a, "B"), right(where, "b", b, "B");
+    if (left.dimensions() != 2 || left.shape(1) % 4 != 0)
+        reject(where, "a has shape " + left.describe() + ", required [m, a multiple of 4]");
+    const Finish finish(where, offset, weight_zero, scale, shift, low, high, zero, is_signed, out,
+                        to_float, n);
+    ByteProductJob job;
+    job.a = left.data<const uint8_t>();
+    job.b = right.data<const int8_t>();
+    job.m = left.shape(0);
+    job.n = n;
+    job.depth = left.shape(1);
+    const int64_t panel = integers().panel;
+    require_size(where, "b", right, round_up(n, panel) * job.depth);
+    require_size(where, "out", finish.out, job.m * n);
+    job.offset = finish.offset.data<const int32_t>();
+    job.weight_zero = finish.zeros();
+    job.finish = finish.plain;
+    const int64_t panels = round_up(n, panel) / panel, threads = thread_count();
+    const int64_t pieces = std::max<int64_t>(1, std::min(panels, 4 * threads));
+    job.columns = (panels + pieces - 1) / pieces * panel;
+    job.rows = pieces >= 2 * threads ? job.m : round_up((job.m + threads - 1) / threads, 8);
+    job.rows = std::max<int64_t>(1, job.rows);
+    if (job.m == 0 || n == 0) return;
+    const nb::gil_scoped_release release;
+    const int64_t tasks = (n + job.columns - 1) / job.columns * ((job.m + job.rows - 1) / job.rows);
+    parallel(tasks, [&](int64_t task) { integers().product_task(job, task); });
+}
+
+// sizes: batch, in_channels, h, w, out_channels, oh, ow, groups, kh, kw, stride_h, stride_w,
+// dilation_h, dilation_w, pad_top, pad_left.
+ByteConvJob conv_job(const char* where, nb::sequence sizes) {
+    if (nb::len(sizes) != 16) reject(where, "required 16 sizes");
+    ByteConvJob job;
+    int64_t* const fields[] = {&job.batch,        &job.in_channels, &job.h,        &job.w,
+                               &job.out_channels, &job.oh,          &job.ow,       &job.groups,
+                               &job.kh,           &job.kw,          &job.stride_h, &job.stride_w,
+                               &job.dilation_h,   &job.dilation_w,  &job.pad_top,  &job.pad_left};
+    int index = 0;
+    for (int64_t* field : fields) {
+        *field = nb::cast<int64_t>(sizes[index++]);
+        if (*field < 0) reject(where, "a size is negative");
+    }
+    const bool divides =
+        job.groups > 0 && job.in_channels % job.groups == 0 && job.out_channels % job.groups == 0;
+    if (!divides || job.stride_h < 1 || job.stride_w < 1)
+        reject(where, "groups do not divide the channels, or a stride is 0");
+    return job;
+}
+
+void byte_conv(nb::object x, bool x_signed, int x_zero, nb::object weight, nb::object offset,
+               nb::object weight_zero, nb::object scale, nb::object shift, float low, float high,
+               int zero, bool is_signed, bool to_float, nb::sequence sizes, nb::object out) {
+    const char* where = "byte_conv";
+    ByteConvJob job = conv_job(where, sizes);
+    const Array source(where, "x", x, "B"), filter(where, "weight", weight, "B");
+    const Finish finish(where, offset, weight_zero, scale, shift, low, high, zero, is_signed, out,
+                        to_float, job.out_channels);
+    const int64_t in_group = job.in_channels / job.groups, taps = job.kh * job.kw;
+    const bool depthwise = in_group == 1;
+    job.depth = depthwise ? taps : round_up(in_group * taps, 4);
+    require_size(where, "x", source, job.batch * job.in_channels * job.h * job.w);
+    require_size(where, "weight", filter, job.out_channels * job.depth);
+    require_size(where, "out", finish.out, job.batch * job.out_channels * job.oh * job.ow);
+    job.x = source.data<const uint8_t>();
+    job.x_flip = x_signed ? 0x80 : 0;
+    job.x_zero = static_cast<uint8_t>(x_zero);
+    job.weight = filter.data<const int8_t>();
+    job.offset = finish.offset.data<const int32_t>();
+    job.weight_zero = finish.zeros();
+    job.finish = finish.plain;
+    if (finish.out.size() == 0) return;
+    const nb::gil_scoped_release release;
+    if (depthwise) {
+        parallel(job.batch * job.out_channels,
+                 [&](int64_t task) { integers().depthwise_task(job, task); });
+        return;
+    }
+    const int64_t panel = integers().panel, channels = job.out_channels / job.groups;
+    const int64_t panels = (job.oh * job.ow + panel - 1) / panel, wanted = 4 * thread_count();
+    const int64_t images = job.batch * job.groups;
+    const int64_t per_task = std::max<int64_t>(1, panels * images / wanted);
+    job.columns = std::min(panels, per_task) * panel;
+    const int64_t tiles = (panels * panel + job.columns - 1) / job.columns * images;
+    const int64_t parts = std::max<int64_t>(1, std::min(wanted / tiles, channels / 48));
+    job.rows = round_up((channels + parts - 1) / parts, 6);
+    const int64_t pixels = job.oh * job.ow;
+    const int64_t tasks =
+        (channels + job.rows - 1) / job.rows * ((pixels + job.columns - 1) / job.columns) * images;
+    parallel(tasks, [&](int64_t task) { integers().conv_task(job, task); });
+}
+
+template <class Function>
+void in_pieces(int64_t size, const Function& function) {
+    const nb::gil_scoped_release release;
+    parallel((size + kParallelBytes - 1) / kParallelBytes, [&](int64_t task) {
+        const int64_t first = task * kParallelBytes;
+        function(first, std::min(kParallelBytes, size - first));
+    });
+}
+
+void quantize(nb::object x, float scale, int zero, bool is_signed, nb::object out) {
+    const Array source("quantize", "x", x, "f"), target("quantize", "out", out, "B", true);
+    require_size("quantize", "out", target, source.size());
+    in_pieces(source.size(), [&](int64_t first, int64_t count) {
+        integers().quantize(source.data<const float>() + first, count, scale,
+                            static_cast<float>(zero), is_signed ? 0x80 : 0,
+                            target.data<uint8_t>() + first);
+    });
+}
+
+void dequantize(nb::object x, float scale, int zero, bool is_signed, nb::object out) {
+    const Array source("dequantize", "x", x, "B"), target("dequantize", "out", out, "f", true);
+    require_size("dequantize", "out", target, source.size());
+    in_pieces(source.size(), [&](int64_t first, int64_t count) {
+        integers().dequantize(source.data<const uint8_t>() + first, count, scale,
+                              static_cast<float>(zero), is_signed ? 0x80 : 0,
+                              target.data<float>() + first);
+    });
+}
+
+nb::tuple range(nb::object x) {
+    const Array source("range", "x", x, "f");
+    float low = 0.0f, high = 0.0f;
+    integers().range(source.data<const float>(), source.size(), &low, &high);
+    return nb::make_tuple(low, high);
+}
+
+void add_bytes(nb::object a, nb::object b, bool a_signed, bool b_signed, float scale_a,
+               float scale_b, float shift, float low, float high, int zero, bool is_signed,
+               nb::object out) {
+    const char* where = "add_bytes";
+    const Array left(where, "a", a, "B"), right(where, "b", b, "B");
+    const Array target(where, "out", out, "B", true);
+    require_size(where, "b", right, left.size());
+    require_size(where, "out", target, left.size());
+    ByteAdd job;
+    job.scale_a = scale_a;
+    job.scale_b = scale_b;
+    job.shift = shift;
+    job.flip_a = a_signed ? 0x80 : 0;
+    job.flip_b = b_signed ? 0x80 : 0;
+    job.finish.low = low;
+    job.finish.high = high;
+    job.finish.zero = static_cast<float>(zero);
+    job.finish.flip = is_signed ? 0x80 : 0;
+    in_pieces(left.size(), [&](int64_t first, int64_t count) {
+        integers().add(job, left.data<const uint8_t>() + first, right.data<const uint8_t>() + first,
+                       count, target.data<uint8_t>() + first);
+    });
+}
+
+}  // namespace
+
+void bind_integers(nb::module_& m) {
+    m.def("integer_panel", [] { return integers().panel; });
+    m.def("integer_shift", [] { return integers().shift; });
+    m.def("pack_bytes", &pack_b);
+    m.def("byte_product", &byte_product, nb::arg("a"), nb::arg("b"), nb::arg("n"),
+          nb::arg("offset"), nb::arg("weight_zero").none(), nb::arg("scale"),
+          nb::arg("shift").none(), nb::arg("low"), nb::arg("high"), nb::arg("zero"),
+          nb::arg("is_signed"), nb::arg("to_float"), nb::arg("out"));
+    m.def("byte_conv", &byte_conv, nb::arg("x"), nb::arg("x_signed"), nb::arg("x_zero"),
+          nb::arg("weight"), nb::arg("offset"), nb::arg("weight_zero").none(), nb::arg("scale"),
+          nb::arg("shift").none(), nb::arg("low"), nb::arg("high"), nb::arg("zero"),
+          nb::arg("is_signed"), nb::arg("to_float"), nb::arg("sizes"), nb::arg("out"));
+    m.def("quantize_bytes", &quantize);
+    m.def("dequantize_bytes", &dequantize);
+    m.def("value_range", &range);
+    m.def("add_bytes", &add_bytes);
+}
+
+}  // namespace halfbyte

@@ -1,0 +1,75 @@
+// Quantize, dequantize, sums and tables of bytes.
+#pragma once
+
+#include "int8/conv.hpp"
+
+namespace halfbyte {
+namespace HB_ISA {
+
+static void quantize_bytes(const float* x, int64_t n, float scale, float zero, uint8_t flip,
+                           uint8_t* out) {
+    const F step = set1(scale);
+    int64_t i = 0;
+    for (; i + W <= n; i += W) store_rounded(out + i, div(load(x + i), step), zero, flip);
+    if (i == n) return;
+    uint8_t bytes[W];
+    store_rounded(bytes, div(load_n(x + i, n - i), step), zero, flip);
+    std::memcpy(out + i, bytes, static_cast<size_t>(n - i));
+}
+
+HB_INLINE F byte_values(const uint8_t* x, uint8_t flip) {
+    if (!flip) return to_float(widened(x));
+    uint8_t bytes[W];
+    for (int i = 0; i < W; ++i) bytes[i] = static_cast<uint8_t>(x[i] ^ flip);
+    return to_float(widened(bytes));
+}
+
+static void dequantize_bytes(const uint8_t* x, int64_t n, float scale, float zero, uint8_t flip,
+                             float* out) {
+    const F step = set1(scale), origin = set1(zero);
+    int64_t i = 0;
+    for (; i + W <= n; i += W) store(out + i, mul(sub(byte_values(x + i, flip), origin), step));
+    if (i == n) return;
+    uint8_t bytes[W] = {};
+    std::memcpy(bytes, x + i, static_cast<size_t>(n - i));
+    store_n(out + i, mul(sub(byte_values(bytes, flip), origin), step), n - i);
+}
+
+static void value_range(const float* x, int64_t n, float* low, float* high) {
+    F least = zero(), most = zero();
+    int64_t i = 0;
+    for (; i + W <= n; i += W) {
+        least = min(least, load(x + i));
+        most = max(most, load(x + i));
+    }
+    float bottom = hmin(least), top = hmax(most);
+    for (; i < n; ++i) {
+        bottom = x[i] < bottom ? x[i] : bottom;
+        top = x[i] > top ? x[i] : top;
+    }
+    *low = bottom;
+    *high = top;
+}
+
+static void add_bytes(const ByteAdd& job, const uint8_t* a, const uint8_t* b, int64_t n,
+                      uint8_t* out) {
+    const F scale_a = set1(job.scale_a), scale_b = set1(job.scale_b), shift = set1(job.shift);
+    Requantize to = job.finish;
+    to.out = out;
+    for (int64_t i = 0; i < n; i += W) {
+        uint8_t left[W] = {}, right[W] = {};
+        const int64_t count = n - i < W ? n - i : W;
+        std::memcpy(left, a + i, static_cast<size_t>(count));
+        std::memcpy(right, b + i, static_cast<size_t>(count));
+        const F sum = add(mul(byte_values(left, job.flip_a), scale_a),
+                          mul(byte_values(right, job.flip_b), scale_b));
+        put_lanes(to, add(sum, shift), i, count);
+    }
+}
+
+static void look_up_bytes(const uint8_t* table, const uint8_t* x, int64_t n, uint8_t* out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = table[x[i]];
+}
+
+}  // namespace HB_ISA
+}  // namespace halfbyte

@@ -1,0 +1,157 @@
+// Matrix products of bytes. A panel holds kPanel columns: word p of column j has bytes 4 p .. 4 p +
+// 3 of the depth. Integer sums are exact, so their order is free; each output is rounded once.
+#pragma once
+
+#include "int8/dot.hpp"
+
+namespace halfbyte {
+namespace HB_ISA {
+
+#if defined(HB_AVX512)
+constexpr int kByteRows = 6, kByteVectors = 4;
+#else
+constexpr int kByteRows = 4, kByteVectors = 2;
+#endif
+constexpr int kPanel = kByteVectors * W;
+
+// out[MR][NV * W] = rows (broadcast) times panel; rows are unsigned and the panel signed, or the
+// other way round.
+template <int MR, int NV, bool kUnsignedRows>
+HB_INLINE void byte_tile(int64_t depth, const uint8_t* rows, int64_t stride, const uint8_t* panel,
+                         int32_t* out) {
+    I acc[MR][NV];
+    for (int i = 0; i < MR; ++i) {
+        for (int n = 0; n < NV; ++n) acc[i][n] = izero();
+    }
+    for (int64_t p = 0; p < depth; p += 4, panel += 4 * kPanel) {
+        if constexpr (kUnsignedRows) {
+            Signed b[NV];
+            for (int n = 0; n < NV; ++n) b[n] = as_signed(iload(panel + 4 * n * W));
+            for (int i = 0; i < MR; ++i) {
+                const Unsigned a = as_unsigned(broadcast_word(rows + i * stride + p));
+                for (int n = 0; n < NV; ++n) acc[i][n] = byte_dot(acc[i][n], a, b[n]);
+            }
+        } else {
+            Unsigned b[NV];
+            for (int n = 0; n < NV; ++n) b[n] = as_unsigned(iload(panel + 4 * n * W));
+            for (int i = 0; i < MR; ++i) {
+                const Signed a = as_signed(broadcast_word(rows + i * stride + p));
+                for (int n = 0; n < NV; ++n) acc[i][n] = byte_dot(acc[i][n], b[n], a);
+            }
+        }
+    }
+    for (int i = 0; i < MR; ++i) {
+        for (int n = 0; n < NV; ++n) std::memcpy(out + (i * NV + n) * W, &acc[i][n], sizeof(I));
+    }
+}
+
+// byte_tile for any number of rows and of vectors: out[rows][vectors * W].
+template <int NV, bool kUnsignedRows>
+static void byte_rows(int64_t rows, int64_t depth, const uint8_t* a, int64_t stride,
+                      const uint8_t* panel, int32_t* out) {
+    int64_t i = 0;
+    for (; i + kByteRows <= rows; i += kByteRows)
+        byte_tile<kByteRows, NV, kUnsignedRows>(depth, a + i * stride, stride, panel,
+                                                out + i * NV * W);
+    for (; i + 2 <= rows; i += 2)
+        byte_tile<2, NV, kUnsignedRows>(depth, a + i * stride, stride, panel, out + i * NV * W);
+    for (; i < rows; ++i)
+        byte_tile<1, NV, kUnsignedRows>(depth, a + i * stride, stride, panel, out + i * NV * W);
+}
+
+template <bool kUnsignedRows>
+static void byte_block(int64_t rows, int vectors, int64_t depth, const uint8_t* a, int64_t stride,
+                       const uint8_t* panel, int32_t* out) {
+    if (vectors == 1) return byte_rows<1, kUnsignedRows>(rows, depth, a, stride, panel, out);
+    if (vectors == 2) return byte_rows<2, kUnsignedRows>(rows, depth, a, stride, panel, out);
+#if defined(HB_AVX512)
+    if (vectors == 3) return byte_rows<3, kUnsignedRows>(rows, depth, a, stride, panel, out);
+    byte_rows<4, kUnsignedRows>(rows, depth, a, stride, panel, out);
+#endif
+}
+
+HB_INLINE F clipped(F value, const Requantize& to) {
+    return min(max(value, set1(to.low)), set1(to.high));
+}
+
+// W finished values to element `at` of the output, `count` of them where it ends.
+HB_INLINE void put_lanes(const Requantize& to, F value, int64_t at, int64_t count) {
+    const F inside = clipped(value, to);
+    if (to.to_float) {
+        float* out = static_cast<float*>(to.out) + at;
+        if (count >= W) return store(out, inside);
+        return store_n(out, inside, count);
+    }
+    uint8_t* out = static_cast<uint8_t*>(to.out) + at;
+    if (count >= W) return store_rounded(out, inside, to.zero, to.flip);
+    uint8_t bytes[W];
+    store_rounded(bytes, inside, to.zero, to.flip);
+    std::memcpy(out, bytes, static_cast<size_t>(count));
+}
+
+// b [k, n], or [n, k] if b_rows, to panels of `depth` rows; what lies beyond k and n holds 0.
+static void pack_byte_panels(const int8_t* b, int64_t n, int64_t k, int64_t depth, bool b_rows,
+                             int8_t* out) {
+    for (int64_t j = 0; j < n; j += kPanel, out += depth * kPanel) {
+        for (int64_t p = 0; p < depth; ++p) {
+            int8_t* word = out + p / 4 * 4 * kPanel + p % 4;
+            for (int64_t c = 0; c < kPanel; ++c) {
+                const bool inside = p < k && j + c < n;
+                word[4 * c] = !inside ? 0 : b_rows ? b[(j + c) * k + p] : b[p * n + j + c];
+            }
+        }
+    }
+}
+
+static int32_t byte_sum(const uint8_t* a, int64_t n) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += a[i];
+    return sum;
+}
+
+// Sums of a tile, row by row: channel n0 + column.
+static void finish_columns(const ByteProductJob& job, const int32_t* sums, int64_t row, int64_t n0,
+                           int64_t width) {
+    const Requantize& to = job.finish;
+    const int32_t total = job.weight_zero ? byte_sum(job.a + row * job.depth, job.depth) : 0;
+    for (int64_t j = 0; j < width; j += W) {
+        const int64_t at = n0 + j, count = width - j;
+        int32_t offset[W] = {}, lift[W] = {};
+        float scale[W] = {}, shift[W] = {};
+        const auto held = static_cast<size_t>(4 * (count < W ? count : W));
+        std::memcpy(offset, job.offset + at, held);
+        std::memcpy(scale, to.scale + at, held);
+        if (to.shift) std::memcpy(shift, to.shift + at, held);
+        I sum = iadd(iload(sums + j), iload(offset));
+        if (job.weight_zero) {
+            std::memcpy(lift, job.weight_zero + at, held);
+            sum = isub(sum, imul(iload(lift), iset1(total)));
+        }
+        const F value = add(mul(to_float(sum), load(scale)), load(shift));
+        put_lanes(to, value, row * job.n + at, count);
+    }
+}
+
+static void byte_product_task(const ByteProductJob& job, int64_t task) {
+    const int64_t tiles = (job.n + job.columns - 1) / job.columns;
+    const int64_t first = task % tiles * job.columns, m0 = task / tiles * job.rows;
+    const int64_t last = first + job.columns < job.n ? first + job.columns : job.n;
+    const int64_t m1 = m0 + job.rows < job.m ? m0 + job.rows : job.m;
+    constexpr int64_t kBlock = 8 * kByteRows;
+    int32_t sums[kBlock * kPanel];
+    for (int64_t n0 = first; n0 < last; n0 += kPanel) {
+        const int64_t width = last - n0 < kPanel ? last - n0 : kPanel;
+        const int vectors = static_cast<int>((width + W - 1) / W);
+        const auto* panel = reinterpret_cast<const uint8_t*>(job.b) + n0 * job.depth;
+        for (int64_t m = m0; m < m1; m += kBlock) {
+            const int64_t rows = m1 - m < kBlock ? m1 - m : kBlock;
+            byte_block<true>(rows, vectors, job.depth, job.a + m * job.depth, job.depth, panel,
+                             sums);
+            for (int64_t i = 0; i < rows; ++i)
+                finish_columns(job, sums + i * vectors * W, m + i, n0, width);
+        }
+    }
+}
+
+}  // namespace HB_ISA
+}  // namespace halfbyte
