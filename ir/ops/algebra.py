@@ -1,4 +1,4 @@
-"""Einsum and determinants."""
+"""Einsum, determinants and identity matrices."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from halfbyte.errors import GraphError
+from halfbyte.ir.dtypes import dtype_name, dtype_of, numpy_dtype
 from halfbyte.ir.graph import Dim, Node
 from halfbyte.ir.ops.spec import (
     Array,
@@ -74,6 +75,22 @@ def infer_determinant(node: Node) -> list[ValueType]:
     return [ValueType(common_dtype(node, [0]), None if shape is None else shape[:-2])]
 
 
+def evaluate_identity(
+    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
+) -> list[Array]:
+    """Evaluate EyeLike."""
+    data = np.asarray(inputs[0])
+    to = numpy_dtype(dtype_name(attributes["dtype"] or dtype_of(data)))
+    return [np.eye(*data.shape, k=attributes["k"]).astype(to)]
+
+
+def infer_identity(node: Node) -> list[ValueType]:
+    """Infer: the input's shape, attribute `dtype` or the input's."""
+    asked = node.attributes.get("dtype")
+    to = dtype_name(asked) if asked else common_dtype(node, [0])
+    return [ValueType(to, required_input(node, 0).shape)]
+
+
 def einsum_cases() -> list[Case]:
     """Return a product, a trace, a batch, an implicit result."""
     a, b = normal(146, 3, 4), normal(147, 4, 5)
@@ -104,5 +121,15 @@ SPECS: tuple[OpSpec, ...] = (
         infer=infer_determinant,
         evaluate=evaluate_determinant,
         cases=lambda: [Case("one", [normal(151, 4, 4)]), Case("batch", [normal(152, 2, 3, 3)])],
+    ),
+    OpSpec(
+        "EyeLike",
+        (9, 22),
+        ("input",),
+        ("output",),
+        infer=infer_identity,
+        evaluate=evaluate_identity,
+        attributes={"dtype": Attribute("dtype"), "k": Attribute("int", 0)},
+        cases=lambda: [Case("above", [normal(156, 3, 4)], {"k": 1})],
     ),
 )
