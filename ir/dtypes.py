@@ -52,6 +52,7 @@ NARROW_FLOATS = FLOATING - WIDE_FLOATS
 BITS = {"bool": 8} | {
     name: int(match.group()) for name in DTYPES if (match := re.search(r"\d+", name)) is not None
 }
+FIXED_SIZE = DTYPES - {"string"}
 MIXED = frozenset({"sequence", "optional"})
 
 

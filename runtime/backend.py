@@ -1,8 +1,8 @@
 """The interface of a device: memory for values, weights on the device, nodes bound to kernels.
 
-A plan owns slots, one per value. Where all shapes are known a slot is `static`: its array stays
-the same object for the life of the plan, and a bound step may capture it. Otherwise a step reads
-`slot.array` when it runs and stores a new array there.
+A plan owns slots, one per value. The slot of a tensor is `static`: its array stays the same object
+for the life of the plan, and a bound step may capture it. Sequences, optionals and strings are
+not: a step reads `slot.array` when it runs and stores a new object there.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.ir.graph import Node
+from halfbyte.ir.dtypes import FIXED_SIZE
+from halfbyte.ir.graph import Graph, Node
 from halfbyte.ir.ops.spec import OpSpec
 from halfbyte.ir.tensor import Tensor
 from halfbyte.runtime.kv_cache import KvCache
 
 Array = NDArray[Any]
 Step = Callable[[], object]
+RunGraph = Callable[[Graph, Sequence[Any]], list[Any]]
 
 
 @dataclass(eq=False)
@@ -33,18 +35,17 @@ class Slot:
     name: str
     dtype: str | None
     shape: tuple[int, ...] | None
-    array: Array | None = None
+    array: Any = None
     tensor: Tensor | None = None
     constant: bool = False
 
     @property
     def static(self) -> bool:
         """Whether the array object never changes."""
-        return self.shape is not None and self.dtype is not None
+        return self.shape is not None and self.dtype in FIXED_SIZE
 
-    def value(self) -> Array:
-        """Return the array; the plan guarantees that it is there when a step runs."""
-        assert self.array is not None, self.name
+    def value(self) -> Any:
+        """Return the array, list or None; the plan guarantees that it is there for a step."""
         return self.array
 
 
@@ -59,6 +60,7 @@ class BoundNode:
     outputs: Sequence[Slot]
     weights: WeightStore
     cache: KvCache | None
+    run: RunGraph | None = None
 
     @property
     def static(self) -> bool:

@@ -12,20 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import HalfbyteError
-from halfbyte.ir.dtypes import numpy_dtype
+from halfbyte.ir.dtypes import FLOATING, INTEGERS, dtype_of, numpy_dtype
 from halfbyte.ir.graph import Graph, Value
 from halfbyte.ir.model import Model
+from halfbyte.ir.ops.spec import ValueType
 from halfbyte.ir.passes import run_passes
 from halfbyte.runtime import get_backend
 from halfbyte.runtime.backend import WeightStore
 from halfbyte.runtime.compile import Plan, compile_plan
 from halfbyte.runtime.kv_cache import KvCache
+from halfbyte.runtime.stages import kind_of
+from halfbyte.runtime.subgraphs import SubgraphRunner, copied
 
 Array = NDArray[Any]
 KEPT_PLANS = 4
 TOKEN_IDS = "input_ids"
 POSITIONS = "position_ids"
 OUTPUTS = "output_positions"
+# Inputs that may not be negative; other inputs of Gather count from the end where they are.
+INDICES = frozenset({TOKEN_IDS, POSITIONS, OUTPUTS, "token_type_ids"})
 
 
 class Session:
@@ -59,6 +64,7 @@ class Session:
             run_passes(self.graph)
         self.cache = KvCache(self.graph.states, capacity)
         self.weights = WeightStore(self.backend)
+        self._runner = SubgraphRunner(self.backend, self.weights, compile_plan)
         self.history: list[int] | None = []
         self._inputs = {value.name: value for value in self.graph.inputs}
         self._limits = index_limits(self.graph)
@@ -83,7 +89,7 @@ class Session:
     @property
     def fallbacks(self) -> list[str]:
         """Return the nodes that ran without a kernel of the device in the latest plan."""
-        return list(next(reversed(self._plans.values())).fallbacks) if self._plans else []
+        return next(reversed(self._plans.values())).every_fallback() if self._plans else []
 
     def reset(self) -> None:
         """Forget all positions; memory is kept."""
@@ -127,24 +133,28 @@ class Session:
         feeds = self._feeds(inputs)
         batch, length = self._extent(feeds)
         self.cache.reserve(batch, length)
-        plan = self.plan({name: array.shape for name, array in feeds.items()})
+        plan = self.plan({name: kind_of(v, self._inputs[name].dtype) for name, v in feeds.items()})
         for name, array in feeds.items():
-            np.copyto(plan.inputs[name].value(), array)
+            slot = plan.inputs[name]
+            if slot.static:
+                np.copyto(slot.value(), array)
+            else:
+                slot.array = array
         self.backend.begin()
         plan.run()
-        results = {name: slot.value().copy() for name, slot in plan.outputs.items()}
+        results = {name: copied(slot.value()) for name, slot in plan.outputs.items()}
         if self.cache.buffers:
             self.cache.advance(length)
             self._remember(feeds)
         return results
 
-    def plan(self, shapes: Mapping[str, tuple[int, ...]]) -> Plan:
-        """Return the plan for inputs of these shapes; a few recent ones are kept."""
-        key = tuple(shapes.items())
+    def plan(self, types: Mapping[str, ValueType]) -> Plan:
+        """Return the plan for inputs of these types; a few recent ones are kept."""
+        key = tuple(types.items())
         if key in self._plans:
             self._plans.move_to_end(key)
             return self._plans[key]
-        made = compile_plan(self.graph, self.backend, shapes, self.weights, self.cache)
+        made = compile_plan(self.graph, self.backend, types, self.weights, self.cache, self._runner)
         self._plans[key] = made
         if len(self._plans) > KEPT_PLANS:
             self._plans.popitem(last=False)
@@ -161,10 +171,10 @@ class Session:
 
     def _extent(self, feeds: Mapping[str, Array]) -> tuple[int, int]:
         ids = feeds.get(TOKEN_IDS)
-        if ids is None:
-            if self.cache.buffers:
-                raise HalfbyteError("session: a graph with states needs an input 'input_ids'")
+        if not self.cache.buffers:
             return 1, 0
+        if ids is None:
+            raise HalfbyteError("session: a graph with states needs an input 'input_ids'")
         if ids.size == 0:
             raise HalfbyteError("session: input 'input_ids' is empty, at least one id was required")
         return int(ids.shape[0]), int(ids.shape[1])
@@ -183,13 +193,13 @@ class Session:
             check_dims(value, feeds[name], symbols)
             if name in self._limits:
                 check_range(name, feeds[name], self._limits[name])
-        if OUTPUTS in feeds and TOKEN_IDS in feeds:
+        if OUTPUTS in feeds and TOKEN_IDS in feeds and self.cache.buffers:
             check_range(OUTPUTS, feeds[OUTPUTS], feeds[TOKEN_IDS].shape[-1])
         return feeds
 
     def _default(self, name: str, given: Mapping[str, Array]) -> Array:
         ids = given.get(TOKEN_IDS)
-        if ids is not None:
+        if ids is not None and ids.ndim == 2:
             start, length = self.cache.position, ids.shape[1]
             if name == POSITIONS:
                 row = np.arange(start, start + length, dtype=np.int64)
@@ -216,9 +226,11 @@ def _graph_of(source: Model | Graph | str | Path) -> Graph:
 
 
 def index_limits(graph: Graph) -> dict[str, int]:
-    """Return for each graph input that picks rows of a constant table how many rows there are."""
+    """Return for each language-model input that picks rows of a table how many rows there are."""
     limits: dict[str, int] = {}
     for value in graph.inputs:
+        if value.name not in INDICES:
+            continue
         for node, index in value.uses:
             table = node.inputs[0]
             picks = node.op == "Gather" and index == 1 and not node.attributes.get("axis", 0)
@@ -228,25 +240,46 @@ def index_limits(graph: Graph) -> dict[str, int]:
     return limits
 
 
-def checked_input(value: Value, given: Any) -> Array:
-    """Return an input as array of the declared dtype.
+def checked_input(value: Value, given: Any) -> Any:
+    """Return an input as array of the declared dtype; a sequence as list, an optional as it is.
 
     Raises:
-        HalfbyteError: the rank differs or the conversion would lose values.
+        HalfbyteError: the rank or kind differs, or the conversion would lose values.
     """
+    kind, _, rest = (value.dtype or "").partition(".")
+    if kind == "optional":
+        return None if given is None else checked_input(Value(value.name, rest), given)
+    if kind == "sequence":
+        if not isinstance(given, (list, tuple)):
+            raise HalfbyteError(
+                f"session: input {value.name!r} is {type(given).__name__}, a list of arrays was "
+                "required"
+            )
+        return [checked_input(Value(value.name, rest), element) for element in given]
     array = np.asarray(given)
     if value.shape is not None and array.ndim != len(value.shape):
         raise HalfbyteError(
             f"session: input {value.name!r} has shape {list(array.shape)}, "
             f"rank {len(value.shape)} [{', '.join(map(str, value.shape))}] was required"
         )
-    wanted = numpy_dtype(value.dtype or array.dtype.name)
-    same_kind = wanted.kind == array.dtype.kind or (wanted.kind == "i" and array.dtype.kind == "u")
-    if array.dtype != wanted and not (same_kind or array.size == 0):
+    return converted(value, array)
+
+
+def converted(value: Value, array: Array) -> Array:
+    """Return an array in the declared dtype of an input.
+
+    Raises:
+        HalfbyteError: the conversion would lose values.
+    """
+    wanted, found = value.dtype or dtype_of(array), dtype_of(array)
+    safe = wanted == found or array.size == 0
+    safe = safe or (wanted in FLOATING and found in FLOATING)
+    safe = safe or (wanted in INTEGERS and found in INTEGERS and (not wanted.startswith("u")))
+    if not safe and not (wanted in INTEGERS and found in INTEGERS and found.startswith("u")):
         raise HalfbyteError(
-            f"session: input {value.name!r} is {array.dtype}, {wanted} was required; convert it"
+            f"session: input {value.name!r} is {found}, {wanted} was required; convert it"
         )
-    return array.astype(wanted, copy=False)
+    return array.astype(numpy_dtype(wanted), copy=False)
 
 
 def check_dims(value: Value, array: Array, symbols: dict[str, int]) -> None:
@@ -255,7 +288,7 @@ def check_dims(value: Value, array: Array, symbols: dict[str, int]) -> None:
     Raises:
         HalfbyteError: a dimension differs.
     """
-    for wanted, found in zip(value.shape or (), array.shape, strict=False):
+    for wanted, found in zip(value.shape or (), getattr(array, "shape", ()), strict=False):
         expected = symbols.setdefault(wanted, found) if isinstance(wanted, str) else wanted
         if wanted != "?" and expected != found:
             raise HalfbyteError(

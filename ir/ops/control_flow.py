@@ -63,12 +63,28 @@ def infer_if(node: Node) -> list[ValueType]:
     if condition is not None and condition.size == 1:
         names = names[:1] if truth(condition) else names[1:]
     kinds, constants = [kind_of(v) for v in captured], constants_of(captured)
-    found = [body_types(node.attributes[name], kinds, constants) for name in names]
+    found = [_branch(node, name, kinds, constants, len(names) == 1) for name in names]
     if any(len(types) != len(node.outputs) for types in found):
         raise GraphError(node.label, f"a branch does not yield {len(node.outputs)} values")
     if len(found) == 1:
         return found[0]
     return [_branched(a, b) for a, b in zip(*found, strict=True)]
+
+
+def _branch(
+    node: Node,
+    name: str,
+    kinds: Sequence[ValueType],
+    constants: Sequence[Tensor | None],
+    chosen: bool,
+) -> list[ValueType]:
+    """Return what a branch yields; one that cannot run must not be chosen, which is no error."""
+    try:
+        return body_types(node.attributes[name], kinds, constants)
+    except GraphError:
+        if chosen:
+            raise
+        return [ValueType(value.dtype, None) for value in node.attributes[name].outputs]
 
 
 def _branched(first: ValueType, second: ValueType) -> ValueType:

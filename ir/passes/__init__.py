@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,16 @@ def get_pass(name: str) -> Callable[[Graph], bool]:
 
 
 def run_passes(graph: Graph, names: Sequence[str] = RUNTIME) -> list[str]:
-    """Infer types, apply passes in order; return the names of those that changed the graph."""
+    """Infer types, apply passes in order, to subgraphs first.
+
+    Returns the names of those that changed the graph itself.
+    """
+    from halfbyte.errors import GraphError
     from halfbyte.ir.ops.inference import infer_types
 
+    for inner in graph.subgraphs():
+        # A branch that breaks a rule may be one that is never taken.
+        with suppress(GraphError):
+            run_passes(inner, names)
     infer_types(graph)
     return [name for name in names if get_pass(name)(graph)]

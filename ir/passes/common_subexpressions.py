@@ -7,14 +7,18 @@ from typing import Any
 import numpy as np
 
 from halfbyte.ir.graph import Graph, Node
-from halfbyte.ir.passes.dead_code import has_effect
+from halfbyte.ir.passes.dead_code import has_effect, is_random
+
+MAX_COMPARED = 1 << 16
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(_plain(v) for v in value)
     if isinstance(value, np.ndarray):
-        return (value.dtype.str, value.shape, value.tobytes())
+        if value.dtype.kind == "O" or value.nbytes > MAX_COMPARED:
+            return id(value)
+        return (value.dtype.name, value.shape, value.tobytes())
     if isinstance(value, float):
         return ("float", value.hex())
     return value if isinstance(value, (int, str, bytes, type(None))) else id(value)
@@ -34,7 +38,7 @@ def apply(graph: Graph) -> bool:
     outputs = set(graph.outputs)
     changed = False
     for node in list(graph.nodes):
-        if has_effect(node):
+        if has_effect(node) or is_random(node):
             continue
         known = first.setdefault(identity(node), node)
         same_arity = len(known.outputs) == len(node.outputs)

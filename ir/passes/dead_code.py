@@ -7,9 +7,27 @@ from halfbyte.ir.graph import Graph, Node
 EFFECTS = frozenset({"CachedAttention"})
 
 
+RANDOM = frozenset(
+    {
+        *("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"),
+        *("Bernoulli", "Multinomial", "Dropout"),
+    }
+)
+
+
 def has_effect(node: Node) -> bool:
     """Whether a node writes a state."""
     return node.op in EFFECTS and bool(node.attributes.get("key_state"))
+
+
+def is_random(node: Node) -> bool:
+    """Whether equal nodes, or runs of one node, may yield different values."""
+    return node.op in RANDOM and not node.domain
+
+
+def has_graphs(node: Node) -> bool:
+    """Whether a node runs graphs of its own."""
+    return any(isinstance(held, Graph) for held in node.attributes.values())
 
 
 def apply(graph: Graph) -> bool:

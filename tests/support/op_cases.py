@@ -6,16 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from halfbyte.ir.dtypes import dtype_of
 from halfbyte.ir.graph import Graph, Node, State, Value
 from halfbyte.ir.legality import check
 from halfbyte.ir.ops import OPS, op_spec
 from halfbyte.ir.ops.inference import infer_types
 from halfbyte.ir.ops.spec import Case, Context, OpSpec
+from halfbyte.ir.ops.subgraph import interpret
 from halfbyte.ir.tensor import Tensor, tensor_from_array
 from halfbyte.runtime import get_backend
 from halfbyte.runtime.backend import WeightStore
 from halfbyte.runtime.compile import Plan, compile_plan
 from halfbyte.runtime.kv_cache import KvCache
+from halfbyte.runtime.stages import kind_of
+from halfbyte.runtime.subgraphs import copied
 
 
 def all_cases() -> list[tuple[str, Case]]:
@@ -39,11 +43,16 @@ def case_graph(spec: OpSpec, case: Case) -> tuple[Graph, dict[str, np.ndarray]]:
         name = f"in{index}"
         if operand is None:
             inputs.append(None)
+        elif isinstance(operand, list):
+            value = Value(name, f"sequence.{dtype_of(operand[0])}")
+            graph.inputs.append(value)
+            inputs.append(value)
+            feeds[name] = operand
         elif is_weight(spec, index, operand):
             tensor = operand if isinstance(operand, Tensor) else tensor_from_array(name, operand)
             inputs.append(graph.add_constant(tensor, name))
         else:
-            inputs.append(graph.add_input(name, operand.dtype.name, operand.shape))
+            inputs.append(graph.add_input(name, dtype_of(operand), operand.shape))
             feeds[name] = operand
     for name, state in case.states.items():
         shape = ("batch", state.shape[1], "capacity", state.shape[3])
@@ -77,13 +86,24 @@ def run_case(key: str, case: Case, device: str, **options: Any) -> tuple[list[np
     new = case.inputs[0].shape[1] if case.states else 0
     cache = filled_cache(graph, case, new)
     backend = get_backend(device, **options)
-    shapes = {name: array.shape for name, array in feeds.items()}
+    shapes = {name: kind_of(array) for name, array in feeds.items()}
     plan = compile_plan(graph, backend, shapes, WeightStore(backend), cache)
     for name, array in feeds.items():
-        np.copyto(plan.inputs[name].value(), array)
+        if plan.inputs[name].static:
+            np.copyto(plan.inputs[name].value(), array)
+        else:
+            plan.inputs[name].array = array
     backend.begin()
     plan.run()
-    return [slot.value().copy() for slot in plan.outputs.values()], plan
+    return [copied(slot.value()) for slot in plan.outputs.values()], plan
+
+
+def arrays_of(results: list[Any]) -> list[np.ndarray]:
+    """Return the arrays of results: those of a sequence one by one, none of an empty optional."""
+    found: list[np.ndarray] = []
+    for result in results:
+        found += result if isinstance(result, list) else [] if result is None else [result]
+    return found
 
 
 def evaluate_case(key: str, case: Case) -> list[np.ndarray]:
@@ -91,6 +111,7 @@ def evaluate_case(key: str, case: Case) -> list[np.ndarray]:
     spec = op_spec(key)
     graph, _ = case_graph(spec, case)
     new = case.inputs[0].shape[1] if case.states else 0
-    context = Context(filled_cache(graph, case, new) if case.states else None)
+    cache = filled_cache(graph, case, new) if case.states else None
+    context = Context(cache, case.outputs, interpret)
     results = spec.evaluate(case.inputs, spec.with_defaults(case.attributes), context)
     return list(results[: case.outputs])
