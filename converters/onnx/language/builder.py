@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.converters.onnx.initializers import ReshapedPart
+from halfbyte.ir.part_views import ReshapedPart
 from halfbyte.ir.dtypes import FLOATING
 from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.graph import ONNX_DOMAIN, Dim, Graph, Node, Value

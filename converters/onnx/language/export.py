@@ -9,6 +9,7 @@ from halfbyte.converters.onnx.language.builder import Holding, OnnxBuilder
 from halfbyte.converters.onnx.language.lowering import POSITIONS, Lowering, dims
 from halfbyte.ir.graph import Graph
 from halfbyte.ir.model import Model
+from halfbyte.ir.passes import dead_code
 
 STANDARD, ORT = "", "ort"
 FLAVOURS = (STANDARD, ORT)
@@ -47,16 +48,15 @@ def export_graph(model: Model, flavour: str = STANDARD) -> Export:
         attention_mask(lowering)
     lowering.run()
     graph = builder.graph
+    for value in source.outputs:
+        graph.outputs.append(lowering.required(value))
+        graph.outputs[-1].name = value.name
+    graph.outputs += lowering.cache.present
+    dead_code.apply(graph)
+    graph.inputs = [v for v in graph.inputs if v.uses or v.name in (IDS, MASK)]
     order = {name: index for index, name in enumerate((IDS, MASK, POSITIONS, "token_type_ids"))}
     graph.inputs.sort(key=lambda value: order.get(value.name, len(order)))
-    for value in source.outputs:
-        graph.outputs.append(_named(builder, lowering.required(value), value.name))
-    graph.outputs += lowering.cache.present
     by_id = {id(tensor): name for name, tensor in model.weights.items()}
     holdings = {by_id[key]: held for key, held in builder.holdings.items() if key in by_id}
     return Export(graph, holdings)
 
-
-def _named(builder: OnnxBuilder, value: object, name: str) -> object:
-    value.name = name  # type: ignore[attr-defined]
-    return value
