@@ -1,0 +1,1 @@
+../../src/halfbyte/onnx_backend.py
