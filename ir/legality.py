@@ -31,8 +31,9 @@ def check(graph: Graph) -> None:
         GraphError: names the node or value and the rule.
     """
     defined = _sources(graph)
+    listed = {(value, *use) for value in graph.values() for use in value.uses}
     for node in graph.nodes:
-        _check_inputs(node, defined)
+        _check_inputs(node, defined, listed)
         for value in node.outputs:
             if value.producer is not node:
                 raise GraphError(node.label, f"output {value.name!r} links to another producer")
@@ -106,7 +107,9 @@ def _define(defined: dict[str, Value], value: Value) -> None:
     defined[value.name] = value
 
 
-def _check_inputs(node: Node, defined: dict[str, Value]) -> None:
+def _check_inputs(
+    node: Node, defined: dict[str, Value], listed: set[tuple[Value, Node, int]]
+) -> None:
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
@@ -114,7 +117,7 @@ def _check_inputs(node: Node, defined: dict[str, Value]) -> None:
             raise GraphError(
                 node.label, f"input {value.name!r} is read before it is defined; reorder the nodes"
             )
-        if (node, index) not in value._uses:
+        if (value, node, index) not in listed:
             raise GraphError(node.label, f"input {value.name!r} does not list this use")
 
 
