@@ -94,3 +94,60 @@ def gelu(x: NDArray[Any], out: NDArray[Any], tanh: bool, /) -> None: ...
 def swiglu(gate: NDArray[Any], up: NDArray[Any], out: NDArray[Any], /) -> None: ...
 def add(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any], /) -> None: ...
 def mul(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any], /) -> None: ...
+def integer_panel() -> int: ...
+def integer_shift() -> int: ...
+def pack_bytes(b: NDArray[Any], n: int, k: int, b_rows: bool, out: NDArray[Any], /) -> None: ...
+def byte_product(
+    a: NDArray[Any],
+    b: NDArray[Any],
+    n: int,
+    offset: NDArray[Any],
+    weight_zero: NDArray[Any] | None,
+    scale: NDArray[Any],
+    shift: NDArray[Any] | None,
+    low: float,
+    high: float,
+    zero: int,
+    is_signed: bool,
+    to_float: bool,
+    out: NDArray[Any],
+) -> None: ...
+def byte_conv(
+    x: NDArray[Any],
+    x_signed: bool,
+    x_zero: int,
+    weight: NDArray[Any],
+    offset: NDArray[Any],
+    weight_zero: NDArray[Any] | None,
+    scale: NDArray[Any],
+    shift: NDArray[Any] | None,
+    low: float,
+    high: float,
+    zero: int,
+    is_signed: bool,
+    to_float: bool,
+    sizes: list[int],
+    out: NDArray[Any],
+) -> None: ...
+def quantize_bytes(
+    x: NDArray[Any], scale: float, zero: int, is_signed: bool, out: NDArray[Any], /
+) -> None: ...
+def dequantize_bytes(
+    x: NDArray[Any], scale: float, zero: int, is_signed: bool, out: NDArray[Any], /
+) -> None: ...
+def value_range(x: NDArray[Any], /) -> tuple[float, float]: ...
+def add_bytes(
+    a: NDArray[Any],
+    b: NDArray[Any],
+    a_signed: bool,
+    b_signed: bool,
+    scale_a: float,
+    scale_b: float,
+    shift: float,
+    low: float,
+    high: float,
+    zero: int,
+    is_signed: bool,
+    out: NDArray[Any],
+    /,
+) -> None: ...

@@ -1,0 +1,251 @@
+"""Typed face of the C++ kernels for 8-bit integers: products, convolutions, quantization.
+
+A value stands for (byte - zero) * scale. Sums of products are exact 32-bit integers and are rounded
+once per output, so results depend neither on the instruction set's order nor on threads.
+
+Raises (all functions): ValueError for a wrong dtype or shape; BackendError without the extension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.kernels.cpu import Float32, native
+
+Bytes = NDArray[np.uint8] | NDArray[np.int8]
+Int32 = NDArray[np.int32]
+ALIGN = 4  # bytes of depth per multiply-add
+UNLIMITED = (-np.inf, np.inf)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What becomes of the sum of an output channel: sum * scale + shift, kept in `limits`.
+
+    scale, shift: [channels] float32, output scale included; zero: the output's zero point, for
+    byte outputs. low and high bound the value before the zero point is added.
+    """
+
+    scale: Float32
+    shift: Float32 | None = None
+    limits: tuple[float, float] = UNLIMITED
+    zero: int = 0
+
+
+def unsigned(array: Bytes) -> NDArray[np.uint8]:
+    """Return the bytes of an array as they lie."""
+    return np.ascontiguousarray(array).view(np.uint8)
+
+
+def unsigned_zero(zero: int, signed: bool) -> int:
+    """Return the zero point after signed bytes are moved to 0..255."""
+    return zero + 128 if signed else zero
+
+
+def _output(out: NDArray[Any], zero: int) -> tuple[int, bool, bool, NDArray[Any]]:
+    """Return (zero point, signed, float, memory) of an output array, as the extension takes it."""
+    if out.dtype == np.float32:
+        return 0, False, True, out
+    if out.dtype not in (np.uint8, np.int8):
+        raise ValueError(f"out is {out.dtype}, required float32, uint8 or int8")
+    signed = out.dtype == np.int8
+    return unsigned_zero(zero, signed), signed, False, out.view(np.uint8)
+
+
+class _Sums:
+    """Sums of the weights per channel: what corrects products for zero points."""
+
+    def __init__(self, rows: NDArray[np.int8], weight_zero: Int32 | None) -> None:
+        # rows: [channels, depth]
+        self.weights = rows.sum(axis=1, dtype=np.int64)
+        self.depth = rows.shape[1]
+        has_zero = weight_zero is not None and np.any(weight_zero)
+        self.zero = np.asarray(weight_zero, np.int64) if has_zero else None
+
+    def native_zero(self) -> Int32 | None:
+        return None if self.zero is None else self.zero.astype(np.int32)
+
+    def offset(self, x_zero: int, bias: Int32 | None) -> Int32:
+        """Return what is added to the raw sums; x_zero is that of unsigned bytes."""
+        found = (int(native().integer_shift()) - x_zero) * self.weights
+        if self.zero is not None:
+            found = found + x_zero * self.depth * self.zero
+        if bias is not None:
+            found = found + bias
+        return found.astype(np.int32)
+
+
+class ByteProduct:
+    """A constant matrix of bytes packed for products with rows of bytes.
+
+    weight: [k, n] int8, or [n, k] if `rows`; weight_zero: [n] int32.
+    """
+
+    def __init__(
+        self, weight: NDArray[np.int8], rows: bool = False, weight_zero: Int32 | None = None
+    ) -> None:
+        """Pack the matrix."""
+        if weight.dtype != np.int8 or weight.ndim != 2:
+            raise ValueError(
+                f"weight is {weight.dtype} of rank {weight.ndim}, required int8 [k, n]"
+            )
+        self.n, self.k = weight.shape if rows else weight.shape[::-1]
+        self.depth = -(-self.k // ALIGN) * ALIGN
+        panel = int(native().integer_panel())
+        self._packed = np.empty(-(-self.n // panel) * panel * self.depth, np.uint8)
+        native().pack_bytes(unsigned(weight), self.n, self.k, rows, self._packed)
+        self._sums = _Sums(weight if rows else np.ascontiguousarray(weight.T), weight_zero)
+        self._zero = self._sums.native_zero()
+
+    def __call__(
+        self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None
+    ) -> NDArray[Any]:
+        """Multiply x [..., k] into out [..., n], float32 or bytes.
+
+        bias: [n] int32 in units of the product of both scales.
+        """
+        if x.shape[-1] != self.k or out.shape != (*x.shape[:-1], self.n):
+            raise ValueError(f"x {x.shape} and out {out.shape}, required [..., {self.k}] and n")
+        signed = x.dtype == np.int8
+        rows = unsigned(x).reshape(-1, self.k)
+        if signed:
+            rows = rows ^ np.uint8(0x80)
+        if self.depth != self.k:
+            padded = np.zeros((len(rows), self.depth), np.uint8)
+            padded[:, : self.k] = rows
+            rows = padded
+        offset = self._sums.offset(unsigned_zero(x_zero, signed), bias)
+        zero, is_signed, to_float, memory = _output(out, finish.zero)
+        native().byte_product(
+            rows,
+            self._packed,
+            self.n,
+            offset,
+            self._zero,
+            finish.scale,
+            finish.shift,
+            *finish.limits,
+            zero,
+            is_signed,
+            to_float,
+            memory,
+        )
+        return out
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a filter goes over images; pads: top, left (what lies below follows from the sizes)."""
+
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    pads: tuple[int, int] = (0, 0)
+    groups: int = 1
+
+
+class ByteConvolution:
+    """Constant filters of bytes: weight [out, in of a group, kh, kw] int8, weight_zero [out]."""
+
+    def __init__(
+        self, weight: NDArray[np.int8], geometry: Geometry, weight_zero: Int32 | None = None
+    ) -> None:
+        """Lay the filters out for the kernel."""
+        if weight.dtype != np.int8 or weight.ndim != 4:
+            raise ValueError(f"weight is {weight.dtype} of rank {weight.ndim}, required int8, 4")
+        self.shape, self.geometry = weight.shape, geometry
+        rows = np.ascontiguousarray(weight).reshape(weight.shape[0], -1)
+        self._sums = _Sums(rows, weight_zero)
+        self._zero = self._sums.native_zero()
+        depth = rows.shape[1]
+        if weight.shape[1] != 1:
+            depth = -(-depth // ALIGN) * ALIGN
+        self._weight = np.zeros((rows.shape[0], depth), np.int8)
+        self._weight[:, : rows.shape[1]] = rows
+
+    def __call__(
+        self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None
+    ) -> NDArray[Any]:
+        """Convolve x [batch, in, h, w] into out [batch, out, oh, ow], float32 or bytes."""
+        signed = x.dtype == np.int8
+        byte_zero = unsigned_zero(x_zero, signed)
+        zero, is_signed, to_float, memory = _output(out, finish.zero)
+        native().byte_conv(
+            unsigned(x),
+            signed,
+            byte_zero,
+            unsigned(self._weight),
+            self._sums.offset(byte_zero, bias),
+            self._zero,
+            finish.scale,
+            finish.shift,
+            *finish.limits,
+            zero,
+            is_signed,
+            to_float,
+            self._sizes(x.shape, out.shape),
+            memory,
+        )
+        return out
+
+    def _sizes(self, x: Sequence[int], out: Sequence[int]) -> list[int]:
+        geometry = self.geometry
+        if len(x) != 4 or x[1] != self.shape[1] * geometry.groups or out[1] != self.shape[0]:
+            raise ValueError(f"x {tuple(x)} and out {tuple(out)} do not fit filters {self.shape}")
+        places = (*geometry.strides, *geometry.dilations, *geometry.pads)
+        return [*x, *out[1:], geometry.groups, *self.shape[2:], *places]
+
+
+def quantize(x: Float32, scale: float, zero: int, out: Bytes) -> Bytes:
+    """Write nearest(x / scale) + zero, saturated, into out (uint8 or int8)."""
+    byte_zero, signed, to_float, memory = _output(out, zero)
+    if to_float:
+        raise ValueError("out is float32, required uint8 or int8")
+    native().quantize_bytes(x, scale, byte_zero, signed, memory)
+    return out
+
+
+def dequantize(x: Bytes, scale: float, zero: int, out: Float32) -> Float32:
+    """Write (x - zero) * scale into out."""
+    signed = x.dtype == np.int8
+    native().dequantize_bytes(unsigned(x), scale, unsigned_zero(zero, signed), signed, out)
+    return out
+
+
+def value_range(x: Float32) -> tuple[float, float]:
+    """Return the least and the greatest value, 0 included."""
+    low, high = native().value_range(x)
+    return float(low), float(high)
+
+
+def add(
+    a: Bytes,
+    b: Bytes,
+    scales: tuple[float, float],
+    shift: float,
+    limits: tuple[float, float],
+    zero: int,
+    out: Bytes,
+) -> Bytes:
+    """Write nearest(a * scales[0] + b * scales[1] + shift) + zero, kept in limits, into out.
+
+    a, b: bytes as unsigned numbers (signed ones moved by 128); shift holds their zero points.
+    """
+    byte_zero, signed, _, memory = _output(out, zero)
+    native().add_bytes(
+        unsigned(a),
+        unsigned(b),
+        a.dtype == np.int8,
+        b.dtype == np.int8,
+        *scales,
+        shift,
+        *limits,
+        byte_zero,
+        signed,
+        memory,
+    )
+    return out
