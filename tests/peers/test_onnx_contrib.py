@@ -230,3 +230,141 @@ def test_fused_conv(activation: str, rest: bool) -> None:
 def test_nhwc_max_pool() -> None:
     attributes = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
     compare("NhwcMaxPool", [integers(60, 0, 256, 1, 7, 7, 4)], attributes)
+
+
+def scale_and_zero(dtype: Any, scale: float = 0.03, zero: int = 7) -> list[Array]:
+    return [np.asarray(scale, np.float32), np.asarray(zero, dtype)]
+
+
+def weights(seed: int, *shape: int) -> Array:
+    """Return int8 codes of 7 bits: without VNNI onnxruntime adds pairs in saturating int16."""
+    return integers(seed, -64, 64, *shape, dtype=np.int8)
+
+
+def coded(seed: int, *shape: int, dtype: Any = np.uint8) -> Array:
+    low = 0 if dtype == np.uint8 else -128
+    return integers(seed, low, low + 256, *shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize("op", ["QLinearAdd", "QLinearMul"])
+def test_quantized_arithmetic(op: str, dtype: Any) -> None:
+    left, right = coded(70, 2, 3, 16, dtype=dtype), coded(71, 3, 16, dtype=dtype)
+    given = [left, *scale_and_zero(dtype), right, *scale_and_zero(dtype, 0.02, 3)]
+    given += scale_and_zero(dtype, 0.05, 1)
+    # onnxruntime multiplies by a ratio of scales: half-way values fall one step apart.
+    compare(op, given, constants={1, 2, 4, 5, 6, 7}, steps=1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize("op", ["QLinearSigmoid", "QLinearLeakyRelu"])
+def test_quantized_activations(op: str, dtype: Any) -> None:
+    given = [coded(72, 2, 40, dtype=dtype), *scale_and_zero(dtype)]
+    given += scale_and_zero(dtype, 0.01 if op == "QLinearSigmoid" else 0.04, 0)
+    attributes = {"alpha": 0.2} if op == "QLinearLeakyRelu" else {}
+    compare(op, given, attributes, constants={1, 2, 3, 4}, steps=1)
+
+
+@pytest.mark.parametrize(("opset", "axis"), [(13, -1), (12, 1)])
+def test_quantized_softmax(opset: int, axis: int) -> None:
+    given = [
+        coded(73, 2, 3, 8),
+        *scale_and_zero(np.uint8, 0.05),
+        *scale_and_zero(np.uint8, 0.004, 0),
+    ]
+    attributes = {"opset": opset, "axis": axis}
+    compare("QLinearSoftmax", given, attributes, constants={1, 2, 3, 4}, steps=1)
+
+
+def test_quantized_concat() -> None:
+    given = [*scale_and_zero(np.uint8, 0.06, 5), coded(74, 2, 3), *scale_and_zero(np.uint8)]
+    given += [coded(75, 2, 4), *scale_and_zero(np.uint8, 0.05, 9)]
+    compare("QLinearConcat", given, {"axis": 1}, constants={0, 1, 3, 4, 6, 7}, steps=1)
+
+
+def test_quantized_where() -> None:
+    chosen = integers(76, 0, 2, 2, 8).astype(np.bool_)
+    given = [chosen, coded(77, 2, 8), *scale_and_zero(np.uint8), coded(78, 2, 8)]
+    given += [*scale_and_zero(np.uint8, 0.05, 9), *scale_and_zero(np.uint8, 0.06, 5)]
+    compare("QLinearWhere", given, constants={2, 3, 5, 6, 7, 8}, steps=1)
+
+
+@pytest.mark.parametrize("last", [0, 1])
+@pytest.mark.parametrize("op", ["QLinearAveragePool", "QLinearGlobalAveragePool"])
+def test_quantized_pooling(op: str, last: int) -> None:
+    data = coded(79, 1, 6, 6, 4) if last else coded(79, 1, 4, 6, 6)
+    given = [data, *scale_and_zero(np.uint8), *scale_and_zero(np.uint8, 0.02, 3)]
+    attributes: dict[str, Any] = {"channels_last": last}
+    if op == "QLinearAveragePool":
+        attributes |= {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2]}
+    compare(op, given, attributes, constants={1, 2, 3, 4}, steps=1)
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_quantized_convolution(last: int) -> None:
+    data = coded(80, 1, 6, 6, 4) if last else coded(80, 1, 4, 6, 6)
+    weight, bias = weights(81, 8, 4, 3, 3), integers(82, -99, 99, 8, dtype=np.int32)
+    scales = np.abs(random(83, 8)) * np.float32(0.01)
+    given = [data, *scale_and_zero(np.uint8), weight, scales, np.zeros(8, np.int8)]
+    given += [*scale_and_zero(np.uint8, 0.3, 100), bias]
+    attributes = {"channels_last": last, "pads": [1, 1, 1, 1]}
+    compare("QLinearConv", given, attributes, constants={1, 2, 3, 4, 5, 6, 7, 8}, steps=1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize("columns", [False, True])
+def test_dynamic_quantize_matmul(dtype: Any, columns: bool) -> None:
+    count = 12 if columns else 1
+    weight = coded(84, 32, 12) if dtype == np.uint8 else weights(84, 32, 12)
+    scales = np.abs(random(85, count)) * np.float32(0.01) + np.float32(0.001)
+    zeros = integers(86, 0, 5, count, dtype=dtype)
+    given = [random(87, 2, 5, 32), weight, scales, zeros, random(88, 12)]
+    compare("DynamicQuantizeMatMul", given, constants={1, 2, 3, 4}, tolerance=EXACT)
+
+
+@pytest.mark.parametrize("kinds", [(np.uint8, np.int8), (np.uint8, np.uint8), (np.int8, np.int8)])
+def test_matmul_integer_to_float(kinds: tuple[Any, Any]) -> None:
+    left = coded(89, 5, 32, dtype=kinds[0])
+    right = coded(90, 32, 12) if kinds[1] == np.uint8 else weights(90, 32, 12)
+    given = [left, right, np.asarray(0.02, np.float32), np.abs(random(91, 12))]
+    given += [np.asarray(3, kinds[0]), np.full(12, 2, kinds[1]), random(92, 12)]
+    compare("MatMulIntegerToFloat", given, constants={1, 3, 5, 6}, tolerance=EXACT)
+
+
+@pytest.mark.parametrize("out", [False, True])
+@pytest.mark.parametrize("right", [0, 1])
+def test_quantized_gemm(out: bool, right: int) -> None:
+    weight = weights(93, 12, 32) if right else weights(93, 32, 12)
+    given = [coded(94, 5, 32), *scale_and_zero(np.uint8), weight]
+    given += [np.abs(random(95, 12)) * np.float32(0.01), np.zeros(12, np.int8)]
+    given += [integers(96, -999, 999, 12, dtype=np.int32)]
+    given += scale_and_zero(np.uint8, 0.4, 128) if out else [None, None]
+    stored = {1, 2, 3, 4, 5, 6, 7, 8}
+    attributes = {"transB": right, "alpha": 0.5}
+    compare("QGemm", given, attributes, constants=stored, steps=1, tolerance=EXACT)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_sixteen_bit_codes(dtype: Any) -> None:
+    pair = [np.asarray(0.001, np.float32), np.asarray(100, dtype)]
+    compare("QuantizeLinear", [random(97, 3, 8), *pair], constants={1, 2})
+    codes = integers(98, 0, 900, 3, 8, dtype=dtype)
+    compare("DequantizeLinear", [codes, *pair], constants={1, 2})
+
+
+def test_operators_under_other_names() -> None:
+    compare("Trilu", [random(99, 5, 5), np.asarray(1, np.int64)], {"upper": 0}, constants={1})
+    compare("ExpandDims", [random(99, 5, 5), np.asarray(-1, np.int32)], constants={1})
+    compare("CDist", [random(99, 5, 8), random(100, 6, 8)], {"metric": "euclidean"}, tolerance=1e-5)
+    compare("Pad", [random(99, 3, 4), np.asarray([1, 0, 0, 2])], {"mode": "edge"}, constants={1})
+    compare("Range", [np.asarray(v, np.float32) for v in (1.0, 4.0)], constants={0, 1})
+    places = integers(101, 0, 3, 4, 1, dtype=np.int64)
+    compare("GatherND", [random(99, 3, 4), places])
+    compare("Unique", [np.asarray([2, 1, 2, 5, 1], np.float32)], outputs=3)
+
+
+def test_grid_sample() -> None:
+    grid = np.tanh(random(102, 1, 4, 4, 2))
+    attributes = {"mode": "bilinear", "padding_mode": "border", "align_corners": 1}
+    given = [random(103, 1, 2, 5, 5), grid]
+    compare("GridSample", given, attributes, tolerance=1e-5, shapes=[False])

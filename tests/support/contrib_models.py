@@ -117,14 +117,15 @@ def compare(
     steps: int = 0,
     domain: str = DOMAIN,
     opset: int = 21,
+    shapes: Sequence[bool] = (False, True),
 ) -> None:
-    """Assert that both give the same, with known and with symbolic shapes.
+    """Assert that both give the same; shapes: whether symbolic, for each run of ours.
 
     tolerance: |difference| / max |reference| for floats; steps: for integers.
     """
     given = dict(attributes or {})
     wanted = theirs(op, inputs, given, outputs, constants, domain, opset)
-    for symbolic in (False, True):
+    for symbolic in shapes:
         graph = graph_of(op, inputs, given, outputs, constants, domain, symbolic)
         for found, truth in zip(ours(graph, inputs), wanted, strict=True):
             assert found.dtype == truth.dtype, (found.dtype, truth.dtype)

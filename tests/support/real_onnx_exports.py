@@ -210,6 +210,7 @@ def make_static(plan: Exported, path: Path) -> None:
             activation_type=getattr(q.QuantType, plan.options.get("activations", "QUInt8")),
             weight_type=getattr(q.QuantType, plan.options.get("weights", "QInt8")),
             per_channel=plan.options.get("per_channel", False),
+            reduce_range=True,
         )
 
 
@@ -219,7 +220,14 @@ def make_dynamic(plan: Exported, path: Path) -> None:
 
     kind = getattr(q.QuantType, plan.options.get("weights", "QInt8"))
     per_channel = plan.options.get("per_channel", False)
-    q.quantize_dynamic(str(source_of(plan)), str(path), weight_type=kind, per_channel=per_channel)
+    # Weights of 7 bits: without VNNI onnxruntime adds pairs of products in saturating int16.
+    q.quantize_dynamic(
+        str(source_of(plan)),
+        str(path),
+        weight_type=kind,
+        per_channel=per_channel,
+        reduce_range=True,
+    )
 
 
 def make_fused(plan: Exported, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Weights in blocks of n-bit codes, as onnxruntime stores them, read as Affine rows.
 
-    B            uint8 [rows, blocks, block_size * bits / 8]   codes, low bits first, padded to blocks
+    B            uint8 [rows, blocks, block_size * bits / 8]   codes, low bits first, whole blocks
     scales       float [rows, blocks], or flat
     zero_points  uint8 [rows, ceil(blocks * bits / 8)] packed like the codes, or floats like scales
 
