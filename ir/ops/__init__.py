@@ -55,6 +55,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "variadic": ("Min", "Max", "Sum", "Mean"),
     "integer_matmul": ("MatMulInteger", "QLinearMatMul"),
     "loss": ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"),
+    "images": ("DepthToSpace", "SpaceToDepth", "ImageDecoder"),
     "matmul": (
         *("MatMul", "Gemm"),
         *("halfbyte.Linear", "halfbyte.LinearGroup", "halfbyte.LinearSwiGLU"),
@@ -96,6 +97,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     ),
     "shape": ("Reshape", "Flatten", "Unsqueeze", "Squeeze", "Shape", "Size", "Identity"),
     "window": ("HannWindow", "HammingWindow", "BlackmanWindow"),
+    "signal": ("DFT", "STFT", "MelWeightMatrix"),
 }
 OPS: dict[str, str] = {name: family for family, names in FAMILIES.items() for name in names}
 
