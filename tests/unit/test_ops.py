@@ -8,10 +8,10 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from halfbyte.errors import GraphError, UnsupportedError
-from halfbyte.ir.dtypes import ONNX_DTYPES
+from halfbyte.ir.dtypes import ONNX_DTYPES, dtype_of
 from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.graph import Graph, Node, Value
-from halfbyte.ir.ops import FAMILIES, OPS, infer, op_key, op_spec
+from halfbyte.ir.ops import FAMILIES, infer, op_key, op_spec
 from halfbyte.ir.ops.attention import visible
 from halfbyte.ir.ops.matmul import linear
 from halfbyte.ir.ops.spec import UNKNOWN, Case, Context, ValueType, normal
@@ -19,11 +19,46 @@ from halfbyte.ir.tensor import ArrayPart, Tensor, tensor_from_array
 from support.op_cases import all_cases, evaluate_case
 
 NUMBER = {name: number for number, name in ONNX_DTYPES.items()}
-ONNX_CASES = [
-    (key, case)
-    for key, case in all_cases()
-    if "." not in key and "axes" not in case.attributes and key != "Constant"
-]
+DRAWN = {"Bernoulli", "Multinomial"} | {
+    f"Random{kind}{like}" for kind in ("Normal", "Uniform") for like in ("", "Like")
+}
+# what onnx.reference lacks, or computes otherwise than the standard says
+REFERENCE_LACKS = {
+    "ConvTranspose-groups": "fails with groups",
+    "ConvTranspose-shaped": "fails with output_shape",
+    "GatherElements-fewer": "fails with fewer indices than elements",
+    "GlobalMaxPool-volume": "reduces planes only",
+    "ImageDecoder-colour": "needs another package",
+    "ImageDecoder-grey": "needs another package",
+    "LpPool-partial": "counts a padded window wrongly",
+    "MaxPool-same": "fails with auto_pad of series",
+    "Pad-axes": "fails with negative pads",
+    "RNN-lengths": "ignores sequence_lens",
+    "GlobalLpPool-plane": "is not there",
+    "GlobalLpPool-volume": "is not there",
+    "LRN-even": "takes images only",
+    "LRN-odd": "leaves channels beyond the batch size as they are",
+    "LogSoftmax-first": "takes the logarithm of a softmax that is 0",
+    "LpNormalization-magnitudes": "sums signed numbers",
+    "MatMulInteger-many": "subtracts zero points of rows from columns",
+    "MaxRoiPool-border": "is not there",
+    "Mean-outer": "broadcasts to the first input only",
+    "Scatter-rows": "is not there",
+    "StringNormalizer-stops": "tells the case of stop words apart where it is not asked to",
+    "Upsample-linear": "is not there",
+    "Upsample-nearest": "is not there",
+}
+
+
+def has_reference(key: str, case: Case) -> bool:
+    plain = all(v is None or isinstance(v, np.ndarray) for v in case.inputs)
+    graphs = any(isinstance(v, Graph) for v in case.attributes.values())
+    unlike = key in DRAWN or key.startswith(("Sequence", "SplitToSequence", "Optional", "Constant"))
+    listed = f"{key}-{case.name}" in REFERENCE_LACKS
+    return "." not in key and plain and not graphs and not unlike and not listed
+
+
+ONNX_CASES = [(key, case) for key, case in all_cases() if has_reference(key, case)]
 # onnx.reference computes in float32, the reference of this package in float64
 RELATIVE, ABSOLUTE = 1e-5, 1e-5
 
@@ -32,17 +67,18 @@ def onnx_result(key: str, case: Case) -> list[np.ndarray]:
     names = [f"in{i}" if v is not None else "" for i, v in enumerate(case.inputs)]
     outputs = [f"out{i}" for i in range(case.outputs)]
     attributes = dict(case.attributes)
-    if isinstance(attributes.get("to"), str):
-        attributes["to"] = NUMBER[attributes["to"]]
+    for name, value in attributes.items():
+        if op_spec(key).attributes[name].kind == "dtype" and isinstance(value, str):
+            attributes[name] = NUMBER[value]
     node = onnx.helper.make_node(key, names, outputs, **attributes)
     values = {n: v for n, v in zip(names, case.inputs, strict=True) if v is not None}
     infos = [
-        onnx.helper.make_tensor_value_info(n, NUMBER[v.dtype.name], v.shape)
+        onnx.helper.make_tensor_value_info(n, NUMBER[dtype_of(v)], v.shape)
         for n, v in values.items()
     ]
     outs = [onnx.helper.make_tensor_value_info(n, 0, None) for n in outputs]
     graph = onnx.helper.make_graph([node], "case", infos, outs)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 24)])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 28)])
     return ReferenceEvaluator(model).run(None, values)
 
 
@@ -54,28 +90,24 @@ def test_evaluate_agrees_with_onnx_reference(key: str, case: Case) -> None:
     expected = onnx_result(key, case)
     for result, wanted in zip(evaluate_case(key, case), expected, strict=True):
         assert result.shape == np.shape(wanted)
-        assert result.dtype == np.asarray(wanted).dtype
+        assert dtype_of(result) == dtype_of(np.asarray(wanted))
+        if dtype_of(result) == "string":
+            assert result.tolist() == np.asarray(wanted).tolist()
+            continue
         wide = result.astype(np.float64), np.asarray(wanted).astype(np.float64)
         np.testing.assert_allclose(*wide, rtol=RELATIVE, atol=ABSOLUTE)
 
 
-@pytest.mark.parametrize("key", [key for key in OPS if "." not in key])
-def test_versions_and_attributes_are_those_of_the_standard(key: str) -> None:
-    spec = op_spec(key)
-    known = {
-        s.since_version
-        for s in onnx.defs.get_all_schemas_with_history()
-        if s.name == key and s.domain == ""
-    }
-    assert set(spec.versions) <= known
-    assert onnx.defs.get_schema(key, 24).since_version in spec.versions
-    attributes = set(onnx.defs.get_schema(key, 24).attributes)
-    assert set(spec.attributes) - attributes <= {"axes"}
-    missing = attributes - set(spec.attributes)
-    assert missing <= {"sparse_value", "value_string", "value_strings"}
+PLAIN_CASES = [
+    (key, case)
+    for key, case in all_cases()
+    if all(v is None or isinstance(v, np.ndarray) for v in case.inputs)
+    and not any(isinstance(v, Graph) for v in case.attributes.values())
+    and not key.startswith(("Sequence", "Optional", "SplitToSequence"))
+]
 
 
-@pytest.mark.parametrize(("key", "case"), all_cases(), ids=lambda v: getattr(v, "name", v))
+@pytest.mark.parametrize(("key", "case"), PLAIN_CASES, ids=lambda v: getattr(v, "name", v))
 def test_inferred_types_are_those_of_the_results(key: str, case: Case) -> None:
     spec = op_spec(key)
     inputs = [
@@ -83,9 +115,10 @@ def test_inferred_types_are_those_of_the_results(key: str, case: Case) -> None:
         for i, v in enumerate(case.inputs)
     ]
     outputs = [Value(f"out{i}") for i in range(case.outputs)]
-    node = Node(spec.op, inputs, outputs, dict(case.attributes), spec.domain)
+    version = spec.versions[-1]
+    node = Node(spec.op, inputs, outputs, dict(case.attributes), spec.domain, version)
     for kind, result in zip(infer(node), evaluate_case(key, case), strict=False):
-        assert kind.dtype == result.dtype.name
+        assert kind.dtype == dtype_of(result)
         assert kind.shape is not None
         assert len(kind.shape) == result.ndim
         for dim, length in zip(kind.shape, result.shape, strict=True):
@@ -94,13 +127,14 @@ def test_inferred_types_are_those_of_the_results(key: str, case: Case) -> None:
 
 def tensor_value(name: str, array: np.ndarray, constant: bool) -> Value:
     tensor = tensor_from_array(name, array) if constant else None
-    return Value(name, array.dtype.name, array.shape, constant=tensor)
+    return Value(name, dtype_of(array), array.shape, constant=tensor)
 
 
 def inferred(op: str, *inputs: Value | None, outputs: int = 1, **attributes) -> list[ValueType]:
     domain, _, name = op.rpartition(".")
     outs = [Value(f"out{i}") for i in range(outputs)]
-    return infer(Node(name, list(inputs), outs, attributes, domain))
+    version = op_spec(op).versions[-1]
+    return infer(Node(name, list(inputs), outs, attributes, domain, version))
 
 
 def f32(*shape: int | str) -> Value:
@@ -136,23 +170,23 @@ def test_unknown_operator_names_the_nearest() -> None:
         ("Reshape", [f32("b", "s", 8), ints(0, 0, 2, -1)], {}, ("b", "s", 2, 4)),
         ("Reshape", [f32("b", "s", 2, 4), ints(0, -1, 8)], {}, ("b", "s", 8)),
         ("Reshape", [f32("b", "s"), ints(-1)], {}, (UNKNOWN,)),
-        ("Reshape", [f32("b", "s"), Value("shape", "int64", (2,))], {}, None),
+        ("Reshape", [f32("b", "s"), Value("shape", "int64", (2,))], {}, (UNKNOWN, UNKNOWN)),
         ("Unsqueeze", [f32("b"), Value("axes", "int64", (1,))], {}, None),
         ("Squeeze", [f32("b", 1)], {}, None),
         ("Transpose", [Value("x", "float32")], {}, None),
         ("Concat", [f32("b", 2), f32("b", "n")], {"axis": 1}, ("b", UNKNOWN)),
-        ("Concat", [f32("b", 2), Value("x", "float32")], {"axis": 1}, None),
+        ("Concat", [f32("b", 2), Value("x", "float32")], {"axis": 1}, ("b", UNKNOWN)),
         ("Slice", [f32("b", 6), ints(1), ints(4), ints(0)], {}, (UNKNOWN, 6)),
         ("Slice", [f32("b"), Value("s", "int64", (1,)), ints(4)], {}, (UNKNOWN,)),
         ("Gather", [f32("b", "s", 8), Value("i", "int64", ("n",))], {"axis": 1}, ("b", "n", 8)),
-        ("Expand", [f32(3, 1), Value("shape", "int64", (2,))], {}, None),
+        ("Expand", [f32(3, 1), Value("shape", "int64", (2,))], {}, (3, UNKNOWN)),
         ("Range", [ints(0), Value("n", "int64", ()), ints(1)], {}, (UNKNOWN,)),
-        ("ReduceMax", [f32("b", 4), Value("axes", "int64", (1,))], {}, None),
+        ("ReduceMax", [f32("b", 4), Value("axes", "int64", (1,))], {}, (UNKNOWN, UNKNOWN)),
         ("MatMul", [f32("b", "s", 4), f32(4, 5)], {}, ("b", "s", 5)),
         ("MatMul", [Value("x", "float32"), f32(4, 5)], {}, None),
         ("Gemm", [Value("x", "float32"), f32(4, 5)], {}, None),
         ("Split", [Value("x", "float32")], {}, None),
-        ("Shape", [Value("x", "float32")], {}, None),
+        ("Shape", [Value("x", "float32")], {}, (UNKNOWN,)),
         ("halfbyte.Linear", [f32("b", "s", 4), f32(6, 4)], {}, ("b", "s", 6)),
         ("halfbyte.Linear", [f32("b", "s", 4), Value("w", "float32")], {}, ("b", "s", UNKNOWN)),
     ],
