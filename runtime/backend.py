@@ -112,6 +112,7 @@ class WeightStore:
         """Return a weight decoded whole, in its logical shape, as `dtype`."""
         key = (id(tensor), dtype.name)
         if key not in self._arrays:
-            values = np.asarray(tensor.numpy().astype(dtype, copy=False), order="C")
+            # Inside a file a tensor may start at any byte; kernels take whole elements.
+            values = np.require(tensor.numpy().astype(dtype, copy=False), None, "CA")
             self._arrays[key] = (tensor, values)
         return self._arrays[key][1]
