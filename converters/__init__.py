@@ -16,6 +16,7 @@ FORMATS: dict[str, str] = {
     "gguf": "halfbyte.converters.gguf.format:GGUF",
     "hb": "halfbyte.converters.native.format:NATIVE",
     "hf": "halfbyte.converters.hugging_face.format:HUGGING_FACE",
+    "onnx": "halfbyte.converters.onnx.format:ONNX",
 }
 
 

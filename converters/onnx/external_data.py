@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,3 +122,16 @@ def sha1(path: Path) -> str:
         while chunk := stream.read(HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def verify_checksums(checksums: Mapping[str, str]) -> None:
+    """Check files against their SHA-1, given by path.
+
+    Raises:
+        FormatError: one does not match.
+    """
+    for name, wanted in checksums.items():
+        found = sha1(Path(name))
+        if found != wanted.lower():
+            rule = f"has SHA-1 {found}, the model says {wanted[:40]}; copy it again"
+            raise FormatError(name, rule)
