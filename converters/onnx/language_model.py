@@ -72,9 +72,7 @@ def _require_free(path: Path, companions: dict[str, bytes]) -> None:
             )
 
 
-def _by_weight(
-    model: Model, export: Export, written: list[WrittenTensor]
-) -> list[WrittenTensor]:
+def _by_weight(model: Model, export: Export, written: list[WrittenTensor]) -> list[WrittenTensor]:
     """Return the weights in the model's order with the bytes of the constants that hold them."""
     nbytes = {entry.name: entry.nbytes for entry in written}
     found = []

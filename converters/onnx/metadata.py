@@ -100,7 +100,9 @@ def _unpacked(text: str, where: Path, key: str) -> str:
             raise ValueError(f"more than {LARGEST_TEXT} bytes, or cut off")
         return whole.decode("utf-8", "surrogatepass")
     except (ValueError, zlib.error) as error:
-        raise FormatError(where, f"{key} cannot be unpacked ({error}); the file is damaged") from None
+        raise FormatError(
+            where, f"{key} cannot be unpacked ({error}); the file is damaged"
+        ) from None
 
 
 def _entry(name: str, tensor: Tensor, held: Holding | None) -> dict[str, Any]:
@@ -309,5 +311,3 @@ class _Reader:
             array: Array = np.frombuffer(raw, spec.dtype).reshape(spec.shape)
             parts[name] = ArrayPart(array)
         return parts
-
-

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-
 from halfbyte.converters.onnx.language.builder import FLOAT32, MICROSOFT, OnnxBuilder
 from halfbyte.ir.graph import Graph, Node, Value
 
@@ -157,9 +156,7 @@ def _scale(node: Node, query: Value, heads: int) -> float:
 def attention_mask(lowering: Lowering) -> Value:
     """Return the input that says which positions, past ones included, hold tokens."""
     builder = lowering.builder
-    return builder.once(
-        MASK, lambda: builder.graph.add_input(MASK, "int64", (BATCH, TOTAL))
-    )
+    return builder.once(MASK, lambda: builder.graph.add_input(MASK, "int64", (BATCH, TOTAL)))
 
 
 def grouped_query(lowering: Lowering, node: Node) -> Value:
@@ -342,5 +339,3 @@ def uncached(lowering: Lowering, node: Node) -> Value:
         given = mask
         mask = builder.once("tokens", lambda: _spread_mask(builder, given, SEQUENCE))
     return _attention(lowering, node, mask, [], [])
-
-

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.ir.part_views import ReshapedPart
 from halfbyte.ir.dtypes import FLOATING
 from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.graph import ONNX_DOMAIN, Dim, Graph, Node, Value
 from halfbyte.ir.ops import OPS, op_spec, since_version
+from halfbyte.ir.part_views import ReshapedPart
 from halfbyte.ir.tensor import Part, Tensor, tensor_from_array
 
 MICROSOFT = "com.microsoft"

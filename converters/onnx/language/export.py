@@ -59,4 +59,3 @@ def export_graph(model: Model, flavour: str = STANDARD) -> Export:
     by_id = {id(tensor): name for name, tensor in model.weights.items()}
     holdings = {by_id[key]: held for key, held in builder.holdings.items() if key in by_id}
     return Export(graph, holdings)
-

@@ -24,7 +24,9 @@ def linear(builder: OnnxBuilder, x: Value, tensor: Tensor, name: str, contrib: b
     order = weight.order()
     if order is not None:
         x = builder.op("Gather", x, order, name=f"{name}/ordered", shape=x.shape, axis=-1)
-    parts = [_product(builder, x, weight, name) if contrib else _dequantized(builder, x, weight, name)]
+    parts = [
+        _product(builder, x, weight, name) if contrib else _dequantized(builder, x, weight, name)
+    ]
     if contrib and weight.has_high:
         parts.append(_nbits(builder, x, weight, nbits.HIGH, f"{name}/high"))
     extra = weight.extra()
@@ -58,7 +60,11 @@ def _matmul(builder: OnnxBuilder, x: Value, weight: Value, name: str) -> Value:
     turned = builder.once(
         ("transposed", id(weight)),
         lambda: builder.op(
-            "Transpose", weight, name=f"{weight.name}/transposed", shape=(columns, rows), perm=[1, 0]
+            "Transpose",
+            weight,
+            name=f"{weight.name}/transposed",
+            shape=(columns, rows),
+            perm=[1, 0],
         ),
     )
     return builder.op("MatMul", x, turned, name=f"{name}/MatMul", shape=_width(x, rows))
@@ -68,9 +74,7 @@ def _product(builder: OnnxBuilder, x: Value, weight: QuantizedWeight, name: str)
     return _nbits(builder, x, weight, nbits.CODES, name)
 
 
-def _nbits(
-    builder: OnnxBuilder, x: Value, weight: QuantizedWeight, which: str, name: str
-) -> Value:
+def _nbits(builder: OnnxBuilder, x: Value, weight: QuantizedWeight, which: str, name: str) -> Value:
     rows, columns, block = weight.rows, weight.form.columns, weight.form.block_size
     codes = weight.matrix(which, (rows, columns // block, block // 2))
     scale = weight.scale(block) if which == nbits.CODES else weight.high_scale(block)
@@ -133,9 +137,7 @@ def _dequantized(builder: OnnxBuilder, x: Value, weight: QuantizedWeight, name: 
     return _matmul(builder, x, _whole(builder, weight), name)
 
 
-def lookup(
-    builder: OnnxBuilder, tensor: Tensor, ids: Value, name: str, contrib: bool
-) -> Value:
+def lookup(builder: OnnxBuilder, tensor: Tensor, ids: Value, name: str, contrib: bool) -> Value:
     """Return rows of a table of any encoding: ids [...] to float32 [..., columns]."""
     shape = (*(ids.shape or ()), tensor.columns)
     if isinstance(tensor.encoding, Dense):
@@ -233,9 +235,7 @@ def _with_extra(
     return _joined(builder, whole, weight.form.columns, f"{name}/extra")
 
 
-def _gathered_codes(
-    builder: OnnxBuilder, weight: QuantizedWeight, ids: Value, name: str
-) -> Value:
+def _gathered_codes(builder: OnnxBuilder, weight: QuantizedWeight, ids: Value, name: str) -> Value:
     """Look up codes of 8 bits and scales, then multiply: only the rows asked for are touched."""
     shape = (*(ids.shape or ()), weight.form.columns)
     codes = builder.op(

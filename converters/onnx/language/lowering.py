@@ -115,7 +115,11 @@ def lower_gather(lowering: Lowering, node: Node) -> None:
     out = node.outputs[0]
     if ids.name == OUTPUTS and ids in lowering.source.inputs:
         lowering.put(out, lowering.required(table))
-    elif table.constant is not None and not node.attributes.get("axis") and len(table.shape or ()) == 2:
+    elif (
+        table.constant is not None
+        and not node.attributes.get("axis")
+        and len(table.shape or ()) == 2
+    ):
         found = lookup(
             lowering.builder, table.constant, lowering.required(ids), out.name, lowering.contrib
         )

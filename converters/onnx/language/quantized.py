@@ -234,7 +234,8 @@ def quantized_weight(builder: OnnxBuilder, tensor: Tensor, style: Style) -> Quan
         )
     key = ("quantized", id(tensor))
     found: Any = builder.once(
-        key, lambda: QuantizedWeight(builder, tensor, form, style, stored_parts(tensor, form, style))
+        key,
+        lambda: QuantizedWeight(builder, tensor, form, style, stored_parts(tensor, form, style)),
     )
     weight: QuantizedWeight = found
     builder.holding(tensor).style = style
