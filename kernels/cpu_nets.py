@@ -62,9 +62,7 @@ class Window:
     pads: tuple[int, int] = (0, 0)
 
 
-def conv_form(
-    shape: Sequence[int], groups: int, window: Window, out_size: tuple[int, int]
-) -> str:
+def conv_form(shape: Sequence[int], groups: int, window: Window, out_size: tuple[int, int]) -> str:
     """Return the form of FORMS that is fastest for weights [out, in of a group, kh, kw]."""
     if shape[1] == 1 and groups > 1:
         return "depthwise"

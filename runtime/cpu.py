@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from halfbyte.engine import available_threads
 from halfbyte.ir.encodings.affine import Affine
 from halfbyte.ir.encodings.dense import Dense
+from halfbyte.ir.ops import op_spec
 from halfbyte.ir.tensor import Tensor
 from halfbyte.kernels import cpu as kernels
+from halfbyte.runtime import cpu_conv, cpu_recurrent, cpu_tensor
 from halfbyte.runtime.backend import BoundNode, Slot, Step
+from halfbyte.runtime.cpu_slots import Packed, arrays, floats
 from halfbyte.runtime.reference import aligned_empty
 
 Binder = Callable[["CpuBackend", BoundNode], "Step | None"]
@@ -34,7 +37,6 @@ NUMPY_BINARY: dict[str, Any] = {
     "Less": np.less,
     "Equal": np.equal,
 }
-NUMPY_UNARY: dict[str, Any] = {"Neg": np.negative, "Cos": np.cos, "Sin": np.sin, "Sqrt": np.sqrt}
 
 
 def kind_of(tensor: Tensor) -> str | None:
@@ -58,6 +60,7 @@ class CpuBackend:
         self.compute: Any = compute
         self.threads = threads or available_threads()
         self.compiled = kernels.available()
+        self.packed = Packed()
 
     def empty(self, nbytes: int) -> NDArray[np.uint8]:
         """Return host memory."""
@@ -84,26 +87,20 @@ class CpuBackend:
 
     def bind(self, bound: BoundNode) -> Step | None:
         """Return a step over the kernels, or None."""
-        binder = BINDERS.get(bound.spec.key)
+        newest = bound.spec is op_spec(bound.spec.key)
+        binder = BINDERS.get(bound.spec.key) if newest else None
         if not self.compiled or binder is None or not bound.static:
             return None
         return binder(self, bound)
+
+    def weight_of(self, bound: BoundNode, index: int) -> Any:
+        """Return the uploaded weight at an input, None where the kernels cannot take it."""
+        return weight_of(bound, index)
 
     def begin(self) -> None:
         """Set the thread count, which all sessions of the process share."""
         if self.compiled and kernels.threads() != self.threads:
             kernels.set_threads(self.threads)
-
-
-def floats(*slots: Slot | None) -> bool:
-    """Whether all slots are there and hold float32 arrays."""
-    return all(s is not None and s.array is not None and s.dtype == "float32" for s in slots)
-
-
-def arrays(bound: BoundNode, count: int) -> list[Any]:
-    """Return the arrays of the first `count` inputs; None for omitted ones."""
-    slots = [*bound.inputs, *[None] * count][:count]
-    return [None if slot is None else slot.array for slot in slots]
 
 
 def weight_of(bound: BoundNode, index: int) -> Any:
@@ -133,6 +130,11 @@ def bind_linears(backend: CpuBackend, bound: BoundNode) -> Step | None:
     biases = [*bound.inputs[1 + count :], *[None] * count][:count]
     if not floats(bound.inputs[0], *bound.outputs) or any(w is None for w in weights):
         return None
+    packed = (
+        cpu_conv.bind_packed_linear(backend, bound) if "count" not in bound.attributes else None
+    )
+    if packed is not None:
+        return packed
     if not all(bias is None or floats(bias) for bias in biases):
         return None
     x = arrays(bound, 1)[0]
@@ -329,28 +331,6 @@ def bind_swiglu(backend: CpuBackend, bound: BoundNode) -> Step | None:
     return partial(kernels.swiglu, gate.value(), up.value(), bound.outputs[0].value())
 
 
-def bind_swish(backend: CpuBackend, bound: BoundNode) -> Step | None:
-    """Swish with alpha 1."""
-    if bound.attributes["alpha"] != 1.0 or not floats(bound.inputs[0], bound.outputs[0]):
-        return None
-    return partial(kernels.silu, arrays(bound, 1)[0], bound.outputs[0].value())
-
-
-def bind_gelu(backend: CpuBackend, bound: BoundNode) -> Step | None:
-    """Gelu."""
-    if not floats(bound.inputs[0], bound.outputs[0]):
-        return None
-    kind = bound.attributes["approximate"]
-    return partial(kernels.gelu, arrays(bound, 1)[0], kind, bound.outputs[0].value())
-
-
-def bind_softmax(backend: CpuBackend, bound: BoundNode) -> Step | None:
-    """Softmax over the last axis."""
-    if not floats(bound.inputs[0], bound.outputs[0]) or not last_axis(bound):
-        return None
-    return partial(kernels.softmax, arrays(bound, 1)[0], bound.outputs[0].value())
-
-
 def bind_binary(backend: CpuBackend, bound: BoundNode) -> Step | None:
     """Elementwise operators of two inputs of one dtype, by kernel or numpy in place."""
     if len(bound.inputs) != 2:
@@ -363,19 +343,10 @@ def bind_binary(backend: CpuBackend, bound: BoundNode) -> Step | None:
     # ai.onnx divides integers towards zero, numpy does not.
     if bound.node.op in ("Div", "Pow") and not floats(left, right):
         return None
-    kernel = {"Add": kernels.add, "Mul": kernels.mul}.get(bound.node.op)
-    if kernel is not None and floats(left, right, out) and left.shape == out.shape:
-        row = right.shape == (out.shape or (0,))[-1:]
-        if right.shape == left.shape or row:
-            return partial(kernel, left.array, right.array, out.value())
+    fast = cpu_tensor.BINDERS.get(bound.node.op)
+    if fast is not None and floats(left, right, out):
+        return fast(backend, bound)
     return partial(NUMPY_BINARY[bound.node.op], left.array, right.array, out=out.value())
-
-
-def bind_unary(backend: CpuBackend, bound: BoundNode) -> Step | None:
-    """Elementwise operators of one float32 input, by numpy in place."""
-    if not floats(bound.inputs[0], bound.outputs[0]):
-        return None
-    return partial(NUMPY_UNARY[bound.node.op], arrays(bound, 1)[0], bound.outputs[0].value())
 
 
 def bind_cast(backend: CpuBackend, bound: BoundNode) -> Step | None:
@@ -388,14 +359,14 @@ def bind_cast(backend: CpuBackend, bound: BoundNode) -> Step | None:
 
 
 BINDERS: dict[str, Binder] = {
+    **cpu_tensor.BINDERS,
+    **cpu_conv.BINDERS,
+    **cpu_recurrent.BINDERS,
     "Cast": bind_cast,
     "Gather": bind_gather,
-    "Gelu": bind_gelu,
     "LayerNormalization": bind_layer_norm,
     "RMSNormalization": bind_rms_norm,
     "RotaryEmbedding": bind_rotary,
-    "Softmax": bind_softmax,
-    "Swish": bind_swish,
     "halfbyte.AddLayerNormalization": bind_add_layer_norm,
     "halfbyte.AddRMSNormalization": bind_add_rms_norm,
     "halfbyte.CachedAttention": bind_attention,
@@ -404,5 +375,4 @@ BINDERS: dict[str, Binder] = {
     "halfbyte.LinearSwiGLU": bind_linear_swiglu,
     "halfbyte.SwiGLU": bind_swiglu,
     **dict.fromkeys(NUMPY_BINARY, bind_binary),
-    **dict.fromkeys(NUMPY_UNARY, bind_unary),
 }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from halfbyte.ir.ops.spec import OpSpec, ValueType
 
 FAMILIES: dict[str, tuple[str, ...]] = {
+    "integer": ("halfbyte.IntegerConv", "halfbyte.IntegerMatMul", "halfbyte.IntegerAdd"),
     "activation": (
         *("Relu", "Sigmoid", "Tanh", "Erf", "Swish", "Gelu", "PRelu", "SwiGLU"),
         "halfbyte.SwiGLU",
@@ -27,6 +28,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("InstanceNormalization", "GroupNormalization", "MeanVarianceNormalization"),
         *("LpNormalization", "LRN"),
     ),
+    "attention_standard": ("Attention", "TensorScatter"),
     "convolution": ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv"),
     "batch_normalization": ("BatchNormalization",),
     "bitwise": ("BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"),
@@ -83,6 +85,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "resize": ("Resize", "Upsample"),
     "constants": ("Constant", "ConstantOfShape", "Range"),
     "control_flow": ("If", "Loop", "Scan"),
+    "fused": ("halfbyte.FusedConv", "halfbyte.FusedLinear"),
     "gather": ("Gather", "GatherElements", "GatherND", "Compress", "OneHot"),
     "layout": ("Transpose", "Expand", "Tile", "Trilu", "CenterCropPad", "ReverseSequence"),
     "optional": ("Optional", "OptionalHasElement", "OptionalGetElement"),
