@@ -58,6 +58,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "integer_matmul": ("MatMulInteger", "QLinearMatMul"),
     "loss": ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"),
     "images": ("DepthToSpace", "SpaceToDepth", "ImageDecoder"),
+    "linear_attention": ("LinearAttention", "CausalConvWithState"),
     "matmul": (
         *("MatMul", "Gemm"),
         *("halfbyte.Linear", "halfbyte.LinearGroup", "halfbyte.LinearSwiGLU"),

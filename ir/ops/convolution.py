@@ -25,7 +25,7 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
-from halfbyte.ir.ops.windows import (
+from halfbyte.ir.ops.sliding_windows import (
     WINDOW_ATTRIBUTES,
     Windows,
     check_windows,

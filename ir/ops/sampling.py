@@ -27,7 +27,7 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
-from halfbyte.ir.ops.windows import WINDOW_ATTRIBUTES, fold, padding, per_axis, window_sizes
+from halfbyte.ir.ops.sliding_windows import WINDOW_ATTRIBUTES, fold, padding, per_axis, window_sizes
 
 TAPS = {"nearest": (0,), "linear": (0, 1), "cubic": (-1, 0, 1, 2)}
 CUBIC_A = -0.75
