@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from halfbyte.verification.inspection import Inspection
 
 ROWS_SHOWN = 40
+VALUES_SHOWN = 12
 
 
 def _tensor_table(inspection: Inspection, every: bool) -> Table:
@@ -37,8 +38,15 @@ def _tensor_table(inspection: Inspection, every: bool) -> Table:
     return table
 
 
+def _typed(value: dict[str, Any]) -> str:
+    from halfbyte.verification.inspection import shorten
+
+    dims = "*" if value["shape"] is None else ", ".join(str(dim) for dim in value["shape"])
+    return shorten(f"{value['name']}: {value['dtype'] or '?'}[{dims}]")
+
+
 def _show(inspection: Inspection, every: bool) -> None:
-    from halfbyte.verification.inspection import encoding_summary
+    from halfbyte.verification.inspection import encoding_summary, shorten
 
     print(f"{inspection.source}")
     print(f"  format        {inspection.format}")
@@ -49,6 +57,14 @@ def _show(inspection: Inspection, every: bool) -> None:
     print(f"  tokenizer     {inspection.tokenizer or 'none'}")
     groups = encoding_summary(inspection)
     print(f"  encodings     {', '.join(f'{name} ({count})' for name, count, _ in groups)}")
+    for word, values in (("input", inspection.inputs), ("output", inspection.outputs)):
+        for value in values[:VALUES_SHOWN]:
+            print(f"  {word:<13} {_typed(value)}")
+        if len(values) > VALUES_SHOWN:
+            print(f"  {word:<13} and {len(values) - VALUES_SHOWN} more; --json lists them")
+    if inspection.opsets:
+        opsets = ", ".join(f"{name or 'ai.onnx'} {v}" for name, v in inspection.opsets.items())
+        print(f"  opsets        {shorten(opsets)}")
     if inspection.operators:
         operators = ", ".join(f"{name} x{count}" for name, count in inspection.operators.items())
         print(f"  operators     {operators}")

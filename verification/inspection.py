@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from halfbyte.errors import HalfbyteError
+from halfbyte.ir.graph import Value
 from halfbyte.ir.legality import check
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import Tensor
 
 VALUE_CHARACTERS = 100
+# Entries of the ONNX metadata that have a place of their own in the description.
+OWN_PLACE = frozenset({"opset_import", "inputs", "outputs", "operators"})
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class Inspection:
     config: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     operators: dict[str, int] = field(default_factory=dict)
+    opsets: dict[str, int] = field(default_factory=dict)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    outputs: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable form."""
@@ -80,6 +86,8 @@ def _metadata(model: Model) -> dict[str, str]:
     for group, entries in model.metadata.items():
         if isinstance(entries, dict):
             for name, entry in entries.items():
+                if group == "onnx" and (name in OWN_PLACE or entry in ("", {})):
+                    continue
                 label = name if group in ("gguf", "files") else f"{group}.{name}"
                 found[str(label)] = shorten(getattr(entry, "value", entry))
         else:
@@ -91,7 +99,9 @@ def _non_finite(tensor: Tensor) -> int:
     count = 0
     for start, stop in tensor.row_ranges():
         values = np.asarray(tensor.decode(start, stop))
-        if values.dtype.kind not in "iub":
+        if values.dtype.kind == "c":
+            count += int((~np.isfinite(values)).sum())
+        elif values.dtype.kind not in "iubO":
             count += int((~np.isfinite(values.astype(np.float32, copy=False))).sum())
     return count
 
@@ -106,16 +116,43 @@ def weight_problems(model: Model) -> list[str]:
     return found
 
 
-def _graph_problems(model: Model) -> tuple[dict[str, int], list[str]]:
+@dataclass(frozen=True)
+class _GraphFacts:
+    """What a graph takes, gives and is made of; where it cannot be had, what the file says."""
+
+    operators: dict[str, int]
+    opsets: dict[str, int]
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    problems: list[str]
+
+
+def _describe_value(value: Value) -> dict[str, Any]:
+    shape = None if value.shape is None else list(value.shape)
+    return {"name": value.name, "dtype": value.dtype or "", "shape": shape}
+
+
+def _graph_facts(model: Model) -> _GraphFacts:
+    """Return the facts of a model's graph; an ONNX file's own operators, before any rewriting."""
+    said = model.metadata.get("onnx", {})
+    operators, opsets = said.get("operators", {}), said.get("opset_import", {})
+    inputs, outputs = said.get("inputs", []), said.get("outputs", [])
     if model.build is None:
-        return {}, [f"architecture {model.architecture or 'unknown'!r} cannot be run"]
+        problem = f"architecture {model.architecture or 'unknown'!r} cannot be run"
+        return _GraphFacts(operators, opsets, inputs, outputs, [problem])
     try:
         graph = model.graph
         check(graph)
     except HalfbyteError as error:
-        return {}, [str(error)]
+        return _GraphFacts(operators, opsets, inputs, outputs, [str(error)])
     names = Counter(f"{n.domain}.{n.op}" if n.domain else n.op for n in graph.nodes)
-    return dict(sorted(names.items())), []
+    return _GraphFacts(
+        operators or dict(sorted(names.items())),
+        opsets,
+        [_describe_value(value) for value in graph.inputs],
+        [_describe_value(value) for value in graph.outputs],
+        [],
+    )
 
 
 def _vocabulary_problems(model: Model) -> list[str]:
@@ -131,9 +168,8 @@ def _vocabulary_problems(model: Model) -> list[str]:
 def describe(model: Model, source: str, *, read_weights: bool = False) -> Inspection:
     """Return the description of a model; `read_weights` also looks at every value."""
     size = sum(tensor.nbytes for tensor in model.weights.values())
-    operators, problems = _graph_problems(model)
-    problems += _vocabulary_problems(model)
-    problems += list(model.warnings)
+    facts = _graph_facts(model)
+    problems = [*facts.problems, *_vocabulary_problems(model), *model.warnings]
     if read_weights:
         problems += weight_problems(model)
     return Inspection(
@@ -148,7 +184,10 @@ def describe(model: Model, source: str, *, read_weights: bool = False) -> Inspec
         problems,
         dict(model.config),
         _metadata(model),
-        operators,
+        facts.operators,
+        facts.opsets,
+        facts.inputs,
+        facts.outputs,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from halfbyte.converters.onnx.contrib import is_contrib, lower_all
 from halfbyte.converters.onnx.functions import Functions, opsets_of
 from halfbyte.converters.onnx.graph_reader import GraphReader
+from halfbyte.converters.onnx.language.reading import language_model, with_reason
 from halfbyte.converters.onnx.messages import GraphMessage, ModelMessage, ValueInfoMessage
 from halfbyte.converters.onnx.operators import used_operators
 from halfbyte.converters.onnx.protobuf import Buffer, mapped, parse
@@ -41,9 +42,20 @@ def read_model(path: Path) -> Model:
     try:
         with mapped(path) as data:
             buffer, message = parse(path, data)
-            return _model(buffer, message)
+            found = language_model(buffer, message)
+            return found if isinstance(found, Model) else with_reason(_model(buffer, message), found)
     except RecursionError as error:
         raise FormatError(path, "nests graphs or calls too deep; simplify the model") from error
+
+
+def read_graph_model(path: Path) -> Model:
+    """Return the model in an ONNX file as a plain graph, even if it is a language model.
+
+    Raises:
+        FormatError: as `read_model`.
+    """
+    with mapped(path) as data:
+        return _model(*parse(path, data))
 
 
 def read_checksums(path: Path) -> dict[str, str]:
@@ -99,7 +111,7 @@ def _finished(reader: GraphReader, graph: Graph, opsets: Mapping[str, int]) -> G
         raise UnsupportedError(what, where, [f"opsets 1 to {CANONICAL_OPSET}"], "export it lower")
     if reader.missing:
         found = ", ".join(f"{name} x{count}" for name, count in sorted(reader.missing.items()))
-        raise UnsupportedError(f"operators {found}", where, advice="nothing else is missing")
+        raise UnsupportedError(f"operators {found}", where, advice="all others of the file are")
     types = TypeFiller(reader.buffer, reader.declared)
     try:
         types.fill(graph)
