@@ -10,6 +10,19 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.dtypes import dtype_of, numpy_dtype
 from halfbyte.ir.graph import Dim, Node
+from halfbyte.ir.ops.sliding_windows import (
+    WINDOW_ATTRIBUTES,
+    Windows,
+    check_windows,
+    fold,
+    padded,
+    padding,
+    per_axis,
+    same_padding,
+    window_dims,
+    window_sizes,
+    window_view,
+)
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -24,19 +37,6 @@ from halfbyte.ir.ops.spec import (
     input_at,
     normal,
     required_input,
-)
-from halfbyte.ir.ops.sliding_windows import (
-    WINDOW_ATTRIBUTES,
-    Windows,
-    check_windows,
-    fold,
-    padded,
-    padding,
-    per_axis,
-    same_padding,
-    window_dims,
-    window_sizes,
-    window_view,
 )
 
 CONV_ATTRIBUTES = WINDOW_ATTRIBUTES | {"group": Attribute("int", 1)}

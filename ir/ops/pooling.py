@@ -11,6 +11,17 @@ from numpy.typing import NDArray
 from halfbyte.errors import GraphError
 from halfbyte.ir.dtypes import FLOATING
 from halfbyte.ir.graph import Dim, Graph, Node
+from halfbyte.ir.ops.sliding_windows import (
+    WINDOW_ATTRIBUTES,
+    Windows,
+    check_windows,
+    padded,
+    padding,
+    per_axis,
+    window_dims,
+    window_sizes,
+    window_steps,
+)
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -24,17 +35,6 @@ from halfbyte.ir.ops.spec import (
     known_ints,
     normal,
     required_input,
-)
-from halfbyte.ir.ops.sliding_windows import (
-    WINDOW_ATTRIBUTES,
-    Windows,
-    check_windows,
-    padded,
-    padding,
-    per_axis,
-    window_dims,
-    window_sizes,
-    window_steps,
 )
 
 POOL_ATTRIBUTES = WINDOW_ATTRIBUTES | {

@@ -14,6 +14,7 @@ from halfbyte.ir.dtypes import dtype_of
 from halfbyte.ir.graph import Dim, Graph, Node
 from halfbyte.ir.ops.convolution import CONV_ATTRIBUTES, conv_dims, work_dtype
 from halfbyte.ir.ops.interpolation import filter_weights
+from halfbyte.ir.ops.sliding_windows import WINDOW_ATTRIBUTES, fold, padding, per_axis, window_sizes
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -27,7 +28,6 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
-from halfbyte.ir.ops.sliding_windows import WINDOW_ATTRIBUTES, fold, padding, per_axis, window_sizes
 
 TAPS = {"nearest": (0,), "linear": (0, 1), "cubic": (-1, 0, 1, 2)}
 CUBIC_A = -0.75
