@@ -1,8 +1,4 @@
-"""Other shapes of a stored part, without a copy: writers look through them.
-
-A writer that meets `TransposedPart` reads its source once, by blocks of rows; a weight that lies
-transposed in its file is such a view, and turning it again gives the source back.
-"""
+"""Other shapes of a stored part, without a copy: writers look through them."""
 
 from __future__ import annotations
 
@@ -39,30 +35,3 @@ class ReshapedPart:
         rows = self.source.read(first, -(-stop * own // theirs)).reshape(-1)
         wanted = rows[start * own - first * theirs : stop * own - first * theirs]
         return np.asarray(wanted.reshape(stop - start, *self.shape[1:]))
-
-
-@dataclass(frozen=True)
-class TransposedPart:
-    """The transpose of a part [rows, columns]; written block by block, `read` is for small ones."""
-
-    source: Part
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Return the element type."""
-        return self.source.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Return (columns, rows)."""
-        rows, columns = self.source.shape
-        return columns, rows
-
-    def read(self, start: int = 0, stop: int | None = None) -> Array:
-        """Return rows [start, stop) of the transpose: columns of the source."""
-        return np.ascontiguousarray(self.source.read()[:, start:stop].T)
-
-
-def transposed_part(part: Part) -> Part:
-    """Return the transpose of a part [rows, columns]; of a transposed one its source."""
-    return part.source if isinstance(part, TransposedPart) else TransposedPart(part)

@@ -20,8 +20,9 @@ from halfbyte.errors import UnsupportedError
 from halfbyte.ir.dtypes import BITS
 from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.encodings.encoding import Array
-from halfbyte.ir.part_views import ReshapedPart, TransposedPart
+from halfbyte.ir.part_views import ReshapedPart
 from halfbyte.ir.tensor import CHUNK_BYTES, FilePart, Part, Tensor
+from halfbyte.ir.transposed import TransposedPart
 
 BLOCK_BYTES = 2 * CHUNK_BYTES  # of a matrix that is transposed while it is written
 Bytes = NDArray[np.uint8]

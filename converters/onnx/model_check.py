@@ -41,14 +41,33 @@ def check_written(model: Any, graph: Any, small: Sequence[Any], inputs: Sequence
 
     skeleton = _without_unranked(_skeleton(model, graph, small, inputs))
     try:
-        onnx.checker.check_model(skeleton, full_check=skeleton.ByteSize() < FULL_CHECK_BYTES)
-    except (
-        onnx.checker.ValidationError,
-        onnx.shape_inference.InferenceError,
-        RuntimeError,
-    ) as error:
-        said = " ".join(str(error).split())
-        raise GraphError(graph.name, f"is refused by onnx.checker: {said}") from error
+        onnx.checker.check_model(skeleton)
+    except onnx.checker.ValidationError as error:
+        raise _refusal(graph, error) from error
+    if skeleton.ByteSize() > FULL_CHECK_BYTES:
+        return
+    try:
+        _infer(skeleton)
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        # A shape that ONNX infers wrongly is no reason; the types must agree without shapes.
+        for value in (*skeleton.graph.value_info, *skeleton.graph.output):
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.ClearField("shape")
+        try:
+            _infer(skeleton)
+        except (onnx.shape_inference.InferenceError, RuntimeError) as error:
+            raise _refusal(graph, error) from error
+
+
+def _infer(skeleton: Any) -> None:
+    import onnx
+
+    onnx.shape_inference.infer_shapes(skeleton, check_type=True, strict_mode=True)
+
+
+def _refusal(graph: Any, error: Exception) -> GraphError:
+    said = " ".join(str(error).split())
+    return GraphError(graph.name, f"is refused by onnx.checker: {said}")
 
 
 def fill_output_types(model: Any, graph: Any, small: Sequence[Any], inputs: Sequence[Any]) -> None:

@@ -8,6 +8,7 @@ by `OpSpec.upgrade` where that is exact.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,11 +16,13 @@ import numpy as np
 
 from halfbyte.errors import UnsupportedError
 from halfbyte.ir.dtypes import MIXED, ONNX_NUMBERS, element_dtype
-from halfbyte.ir.graph import Graph, Node
-from halfbyte.ir.ops import spec_of
+from halfbyte.ir.graph import Graph, Node, Value
+from halfbyte.ir.ops import op_key, op_spec, spec_of
+from halfbyte.ir.ops.spec import OpSpec
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
-LOWEST = 9  # the first opset of IR 4, where constants need not be inputs
+# Negative axes and indices exist from opset 11 on, so nothing is written lower unless it must be.
+LOWEST = 11
 RUNTIME_HIGHEST = 26  # what released onnxruntimes load
 LOWEST_IR = 4
 # IR version that an opset, or a type, came with.
@@ -31,6 +34,15 @@ DTYPE_IR = {
     "float8_e8m0fnu": 12,
     **dict.fromkeys(("int2", "uint2"), 13),
     **dict.fromkeys(("float6_e2m3fn", "float6_e3m2fn"), 14),
+}
+# Opsets that values of an attribute came with, where its operator kept its form.
+VALUE_OPSETS: dict[tuple[str, str, str], int] = {
+    ("Pad", "mode", "wrap"): 19,
+    ("ScatterElements", "reduction", "max"): 18,
+    ("ScatterElements", "reduction", "min"): 18,
+    ("ScatterND", "reduction", "max"): 18,
+    ("ScatterND", "reduction", "min"): 18,
+    ("Resize", "coordinate_transformation_mode", "half_pixel_symmetric"): 19,
 }
 TYPE_WORDS = {
     "float32": "float",
@@ -81,19 +93,26 @@ def type_word(dtype: str) -> str:
     return f"tensor({TYPE_WORDS.get(dtype, dtype)})"
 
 
-def obstacle(node: Node, opset: int) -> str:
-    """Return what keeps a node of the standard domain out of an opset, or an empty text."""
+def obstacle(node: Node, opset: int, own_form: bool = False) -> str:
+    """Return what keeps a node of the standard domain out of an opset, or an empty text.
+
+    own_form: do not look whether an older form of the operator says the same.
+    """
     schema = schema_at(node.op, opset)
     if schema is None:
         return "the operator does not exist there"
     spec = spec_of(node)
-    if schema.since_version not in spec.versions:
+    fits = schema.since_version in spec.versions
+    if not fits and (own_form or not _means_the_same(node, spec, schema)):
         versions = spec.versions
         newer = schema.since_version > versions[-1]
         return f"its form is that of version {versions[-1] if newer else versions[0]}"
     inputs, outputs = len(written_inputs(node)), len(node.outputs)
     if not schema.min_input <= inputs <= schema.max_input:
         return f"it takes at most {schema.max_input} inputs there"
+    for formal, value in zip(schema.inputs, written_inputs(node), strict=False):
+        if value is None and formal.option != type(formal.option).Optional:
+            return f"input {formal.name!r} is required there"
     if not schema.min_output <= outputs <= schema.max_output:
         return f"it has at most {schema.max_output} outputs there"
     for name, value in node.attributes.items():
@@ -101,10 +120,49 @@ def obstacle(node: Node, opset: int) -> str:
             continue
         if not _same(value, spec.attributes[name].default):
             return f"attribute {name!r} does not exist there"
+    for (op, name, value), first in VALUE_OPSETS.items():
+        if node.op == op and opset < first and node.attributes.get(name) == value:
+            return f"{name} {value!r} does not exist there"
     for name, rule in schema.attributes.items():
         if rule.required and node.attributes.get(name) is None:
             return f"attribute {name!r} is required there"
     return _type_obstacle(node, opset)
+
+
+def form_at(node: Node, opset: int) -> OpSpec | None:
+    """Return the form of a node's operator at an opset, None where there is none."""
+    schema = schema_at(node.op, opset)
+    if schema is None:
+        return None
+    found = op_spec(op_key(node.op, node.domain), schema.since_version)
+    return found if schema.since_version in found.versions else None
+
+
+def _means_the_same(node: Node, spec: OpSpec, schema: Any) -> bool:
+    """Whether an older form of the operator, upgraded, gives exactly this node."""
+    older = op_spec(spec.key, schema.since_version)
+    if schema.since_version not in older.versions or schema.since_version > spec.versions[0]:
+        return False
+    given = {n: v for n, v in node.attributes.items() if v is not None}
+    kept = {n: v for n, v in given.items() if n in older.attributes}
+    graph = Graph()
+    inputs = [None if v is None else replace(v, producer=None, _uses=[]) for v in node.inputs]
+    outputs = [Value(v.name, v.dtype, v.shape) for v in node.outputs]
+    twin = Node(node.op, list(inputs), outputs, kept, node.domain, schema.since_version)
+    graph.insert(twin)
+    while twin.since_version not in spec.versions:
+        step = spec_of(twin).upgrade
+        if step is None or not step(graph, twin) or len(graph.nodes) > 1:
+            return False
+    same_place = twin.op == node.op and twin.inputs == inputs and twin.outputs == outputs
+    whole, wanted = spec.with_defaults(twin.attributes), spec.with_defaults(given)
+    return same_place and all(_equal(whole.get(n), v) for n, v in wanted.items())
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if left is None or right is None or isinstance(left, Graph):
+        return left is right
+    return bool(np.array_equal(left, right))
 
 
 def _same(value: Any, default: Any) -> bool:
@@ -141,7 +199,8 @@ def every_graph(graph: Graph) -> Iterator[Graph]:
         yield from every_graph(inner)
 
 
-def _standard_nodes(graph: Graph) -> Iterator[tuple[Graph, Node]]:
+def standard_nodes(graph: Graph) -> Iterator[tuple[Graph, Node]]:
+    """Yield the nodes of ai.onnx in a graph and all graphs inside it, with their graphs."""
     for part in every_graph(graph):
         for node in part.nodes:
             if node.domain in DEFAULT_DOMAINS:
@@ -153,7 +212,7 @@ def upgrade_nodes(graph: Graph, highest: int) -> None:
     pending = True
     while pending:
         pending = False
-        for part, node in list(_standard_nodes(graph)):
+        for part, node in list(standard_nodes(graph)):
             spec = spec_of(node)
             schema = schema_at(node.op, highest)
             outdated = schema is not None and schema.since_version > spec.versions[-1]
@@ -162,7 +221,7 @@ def upgrade_nodes(graph: Graph, highest: int) -> None:
 
 
 def fitting_opset(graph: Graph, asked: int | None = None) -> int:
-    """Return the opset to write at: `asked`, or the lowest from 9 on that every node allows.
+    """Return the opset to write at: `asked`, or the lowest from 11 on that every node allows.
 
     Raises:
         UnsupportedError: no opset fits; the node that stops it is named.
@@ -170,16 +229,25 @@ def fitting_opset(graph: Graph, asked: int | None = None) -> int:
     newest = highest_opset()
     if asked is not None and not 1 <= asked <= newest:
         raise UnsupportedError(f"opset {asked}", "--opset", [f"1 to {newest}"])
-    nodes = [node for _, node in _standard_nodes(graph)]
+    nodes = [node for _, node in standard_nodes(graph)]
     if asked is not None:
         _require_fit(nodes, asked)
         return asked
     candidates = [*range(LOWEST, newest + 1), *range(LOWEST - 1, 0, -1)]
-    left = {_signature(node): node for node in nodes}
-    for opset in candidates:
-        if not any(obstacle(node, opset) for node in left.values()):
-            return opset
+    left = list({_signature(node): node for node in nodes}.values())
+    found = _first(left, candidates, own_form=True)
+    if found is None or found > RUNTIME_HIGHEST:
+        found = _first(left, candidates, own_form=False) or found
+    if found is not None:
+        return found
     raise _conflict(nodes, newest)
+
+
+def _first(nodes: list[Node], candidates: list[int], own_form: bool) -> int | None:
+    for opset in candidates:
+        if not any(obstacle(node, opset, own_form) for node in nodes):
+            return opset
+    return None
 
 
 def _signature(node: Node) -> object:

@@ -57,6 +57,15 @@ class OnnxProfile:
         return nearest_first(own, plain)
 
 
+def profile(flavour: str = "") -> OnnxProfile:
+    """Return what the format can hold in a flavour.
+
+    Raises:
+        UnsupportedError: there is no such flavour.
+    """
+    return OnnxProfile(flavour)
+
+
 def marked_kinds(graph: Graph) -> dict[str, Tensor]:
     """Return the constants of a graph, marked as matrices or plain constants, by value name.
 

@@ -9,39 +9,36 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from halfbyte.converters.onnx.lowering.older_forms import make_older
 from halfbyte.converters.onnx.lowering.rewriter import Rewriter
 from halfbyte.converters.onnx.lowering.stored_constants import adapt_constants
+from halfbyte.converters.onnx.lowering.table import LOWERINGS
 from halfbyte.converters.onnx.opset_choice import DEFAULT_DOMAINS, obstacle
 from halfbyte.errors import UnsupportedError
-from halfbyte.ir.graph import HALFBYTE_DOMAIN, Node
+from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph, Node
 from halfbyte.ir.ops import op_key
 
-LOWERINGS: dict[str, str] = {
-    "halfbyte.Linear": "linear",
-    "halfbyte.SwiGLU": "swiglu",
-    "halfbyte.CachedAttention": "cached_attention",
-    "Gather": "gather",
-    "Gelu": "gelu",
-    "Swish": "swish",
-    "LayerNormalization": "layer_normalization",
-    "RMSNormalization": "rms_normalization",
-    "RotaryEmbedding": "rotary_embedding",
-}
 
+def lower_graph(graph: Graph, opset: int, flavour: str = "") -> dict[str, str]:
+    """Replace, in place, every node that the opset cannot hold as it is, subgraphs included.
 
-def lower_graph(rewriter: Rewriter) -> None:
-    """Replace, in place, every node that the opset cannot hold as it is.
+    Returns the weight that each new constant was made from, by the constant's name.
 
     Raises:
         UnsupportedError: one has no such form; it is named.
     """
-    for node in list(rewriter.graph.nodes):
+    rewriter = Rewriter(graph, opset, flavour)
+    sources: dict[str, str] = {}
+    for node in list(graph.nodes):
         rewriter.at = node
-        if node.domain == HALFBYTE_DOMAIN or needs_lowering(node, rewriter.opset):
+        for inner in graph.subgraphs([node]):
+            sources |= lower_graph(inner, opset, flavour)
+        if node.domain == HALFBYTE_DOMAIN or needs_lowering(node, opset):
             _lower(rewriter, node)
         elif node.domain in DEFAULT_DOMAINS:
+            make_older(graph, node, opset)
             adapt_constants(rewriter, node)
-    rewriter.at = None
+    return sources | rewriter.finish()
 
 
 def needs_lowering(node: Node, opset: int) -> bool:

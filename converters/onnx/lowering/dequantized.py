@@ -20,9 +20,9 @@ from halfbyte.ir.encodings.affine import Affine
 from halfbyte.ir.encodings.dense import FLOATS, Dense
 from halfbyte.ir.encodings.encoding import Array, Encoding, Grid, PartSpec, Scales
 from halfbyte.ir.graph import Value
-from halfbyte.ir.part_views import TransposedPart
 from halfbyte.ir.streamed_parts import computed_part, row_step
 from halfbyte.ir.tensor import ComputedPart, Part, Tensor
+from halfbyte.ir.transposed import TransposedPart
 
 PER_AXIS_OPSET, NARROW_OPSET, TWO_BIT_OPSET = 13, 21, 25
 

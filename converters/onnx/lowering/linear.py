@@ -6,7 +6,6 @@ too (a tied embedding) is stored once and turned by a Transpose, which runtimes 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from halfbyte.converters.onnx.lowering.dequantized import dequantized
@@ -15,8 +14,8 @@ from halfbyte.converters.onnx.lowering.stored_constants import plain_value
 from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.graph import HALFBYTE_DOMAIN, Node, Value
 from halfbyte.ir.ops.spec import input_at, required_input
-from halfbyte.ir.part_views import TransposedPart, transposed_part
 from halfbyte.ir.tensor import Tensor
+from halfbyte.ir.transposed import TransposedPart, transposed
 
 OPTIONAL_BIAS_OPSET = 11  # Gemm needs its third input before
 PACKED_ROWS = 4  # codes of 2 bits share bytes with three neighbours
@@ -73,9 +72,7 @@ def _transposed(rewriter: Rewriter, weight: Value, dtype: str) -> Value:
 
 
 def _turned_constant(rewriter: Rewriter, weight: Value, tensor: Tensor) -> Value:
-    parts = {"data": transposed_part(tensor.parts["data"])}
-    turned = replace(tensor, shape=tensor.shape[::-1], parts=parts)
-    return rewriter.weight(turned, weight.name, tensor.name)
+    return rewriter.weight(transposed(tensor), weight.name, tensor.name)
 
 
 def _is_linear(user: Node, index: int) -> bool:

@@ -1,39 +1,60 @@
-"""A model without states as one ONNX file: its graph in the operators of one opset."""
+"""A model as an ONNX file: language models by their own exporter, others as their graph stands."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from halfbyte.converters.format import WriteOptions, WrittenTensor
 from halfbyte.converters.onnx.lowering import lower_graph
-from halfbyte.converters.onnx.lowering.dequantized import needed_opset
-from halfbyte.converters.onnx.lowering.rewriter import Rewriter
-from halfbyte.converters.onnx.opset_choice import fitting_opset, upgrade_nodes
+from halfbyte.converters.onnx.lowering.target import target_opset
+from halfbyte.converters.onnx.opset_choice import every_graph
+from halfbyte.converters.onnx.profile import profile
 from halfbyte.converters.onnx.writer import write_graph
 from halfbyte.ir.graph import Graph
 from halfbyte.ir.model import Model
 from halfbyte.ir.ops.inference import infer_types
 
 
-def write_model(model: Model, path: Path, options: WriteOptions) -> list[WrittenTensor]:
-    """Write the graph of a model; return one entry for each weight that is in it.
+def write_onnx(model: Model, path: Path, options: WriteOptions) -> list[WrittenTensor]:
+    """Write a model; return one entry for each weight that is in the file.
 
     Raises:
         UnsupportedError: no ONNX operators say what a node does, or no opset has them all.
     """
+    from halfbyte.converters.onnx.language_model import is_language_model, write_language_model
+
+    profile(options.flavour)
+    if is_language_model(model):
+        return write_language_model(model, path, options)
+    return write_model(model, path, options)
+
+
+def write_model(model: Model, path: Path, options: WriteOptions) -> list[WrittenTensor]:
+    """Write the graph of a model as it stands, in the operators of one opset.
+
+    Raises:
+        UnsupportedError: it cannot be said.
+    """
     lowered, sources = lowered_graph(model.graph, options.flavour, options.opset)
-    kept = dict(model.metadata.get("onnx", {}))
+    kept = _kept(model)
     written = write_graph(
         lowered,
         path,
-        metadata=dict(kept.get("metadata_props", {})),
-        doc=str(kept.get("doc_string", "")),
+        metadata={str(k): str(v) for k, v in dict(kept.get("metadata_props") or {}).items()},
+        doc=str(kept.get("doc_string") or ""),
         opset=options.opset,
         threads=options.threads,
         progress=options.progress,
     )
     return _by_weight(model, written, sources)
+
+
+def _kept(model: Model) -> dict[str, Any]:
+    """Return what the model brought along from an ONNX file."""
+    found = model.metadata.get("onnx")
+    return dict(found) if isinstance(found, dict) else {}
 
 
 def lowered_graph(
@@ -48,19 +69,9 @@ def lowered_graph(
         UnsupportedError: it cannot be said.
     """
     graph = graph.copy()
-    infer_types(graph)
-    target = _target(graph, opset)
-    rewriter = Rewriter(graph, target, flavour)
-    lower_graph(rewriter)
-    return graph, rewriter.finish()
-
-
-def _target(graph: Graph, opset: int | None) -> int:
-    if opset is not None:
-        upgrade_nodes(graph, opset)
-        return opset
-    lowest = fitting_opset(graph)
-    return max([lowest, *(needed_opset(tensor) for tensor in graph.constants.values())])
+    for part in every_graph(graph):
+        infer_types(part)
+    return graph, lower_graph(graph, target_opset(graph, opset), flavour)
 
 
 def _by_weight(
