@@ -57,6 +57,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "variadic": ("Min", "Max", "Sum", "Mean"),
     "integer_matmul": ("MatMulInteger", "QLinearMatMul"),
     "loss": ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"),
+    "flex_attention": ("ai.onnx.preview.FlexAttention",),
     "images": ("DepthToSpace", "SpaceToDepth", "ImageDecoder"),
     "linear_attention": ("LinearAttention", "CausalConvWithState"),
     "matmul": (
