@@ -11,7 +11,7 @@ import numpy as np
 
 from halfbyte.ir.ops.convolution import transpose_sizes
 from halfbyte.ir.ops.fused import of_attributes
-from halfbyte.ir.ops.windows import Windows, window_sizes
+from halfbyte.ir.ops.sliding_windows import Windows, window_sizes
 from halfbyte.kernels import cpu, cpu_nets
 from halfbyte.runtime.backend import BoundNode, Slot, Step
 from halfbyte.runtime.cpu_slots import (

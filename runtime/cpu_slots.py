@@ -60,5 +60,5 @@ class Packed:
 
 
 def contiguous(array: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return an array as C-contiguous float32."""
-    return np.ascontiguousarray(array, dtype=np.float32)
+    """Return an array as C-contiguous, aligned float32; mapped files are often not aligned."""
+    return np.require(array, np.float32, ["C", "ALIGNED"])
