@@ -11,6 +11,7 @@ from halfbyte.errors import GraphError
 from halfbyte.ir.dtypes import dtype_name, numpy_dtype
 from halfbyte.ir.graph import Graph, Node
 from halfbyte.ir.ops.attention_standard import grouped_product, probabilities
+from halfbyte.ir.ops.control_flow import run_of
 from halfbyte.ir.ops.convolution import work_dtype
 from halfbyte.ir.ops.spec import (
     Array,
@@ -23,7 +24,6 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
-from halfbyte.ir.ops.subgraph import run_of
 
 
 def infer_flex(node: Node) -> list[ValueType]:
