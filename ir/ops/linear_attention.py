@@ -162,9 +162,10 @@ def linear_attention_cases() -> list[Case]:
     q, k, v = normal(380, 2, 3, 16), normal(381, 2, 3, 8) * 0.3, normal(382, 2, 3, 12)
     decay, beta = -np.abs(normal(383, 2, 3, 2)), np.abs(normal(384, 2, 3, 2))
     heads = {"q_num_heads": 4, "kv_num_heads": 2}
+    held = [q, k, v, normal(385, 2, 2, 4, 6)]
     return [
         Case("gated_delta", [q, k, v, None, decay, beta], heads, outputs=2),
-        Case("linear", [q, k, v, normal(385, 2, 2, 4, 6)], heads | {"update_rule": "linear"}),
+        Case("linear", held, heads | {"update_rule": "linear"}, outputs=2),
     ]
 
 
