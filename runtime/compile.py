@@ -232,7 +232,8 @@ class PlanBuilder:
             results = [dims[bound.attributes["start"] : bound.attributes["end"]]]
         elif self._may_fold(bound, shadow):
             operands = [None if slot is None else _constant_array(slot) for slot in bound.inputs]
-            results = evaluated(bound, operands)
+            with np.errstate(all="ignore"):
+                results = evaluated(bound, operands)
         else:
             return False
         for slot, result in zip(bound.outputs, results, strict=False):

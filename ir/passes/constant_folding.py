@@ -69,9 +69,9 @@ def fold(graph: Graph, node: Node) -> int:
     spec = spec_of(node)
     operands = [operand(value) for value in node.inputs]
     fixed = any(value is not None and value.fixed for value in node.inputs)
-    results = spec.evaluate(
-        operands, spec.with_defaults(node.attributes), Context(outputs=len(node.outputs))
-    )
+    context = Context(outputs=len(node.outputs))
+    with np.errstate(all="ignore"):
+        results = spec.evaluate(operands, spec.with_defaults(node.attributes), context)
     for value, result in zip(node.outputs, results, strict=False):
         dtype = result.dtype if value.dtype is None else numpy_dtype(value.dtype)
         tensor = tensor_from_array(graph.fresh_name(f"{value.name}.folded"), result.astype(dtype))

@@ -7,9 +7,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 import onnx
@@ -34,8 +36,9 @@ class HalfbyteRep(BackendRep):
         Raises:
             HalfbyteError: the model breaks a rule, or needs what this version lacks.
         """
-        self._folder = TemporaryDirectory(prefix="halfbyte-")
-        path = Path(self._folder.name, "model.onnx")
+        folder = mkdtemp(prefix="halfbyte-")
+        self._remove = weakref.finalize(self, rmtree, folder, ignore_errors=True)
+        path = Path(folder, "model.onnx")
         path.write_bytes(model.SerializeToString())
         self.session = Session(read_model(path), DEVICES[device], **options)
         self._inputs = [value.name for value in self.session.graph.inputs]

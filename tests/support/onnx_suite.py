@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -48,7 +49,11 @@ def other_runtimes_blocked() -> Iterator[None]:
 @cache
 def cases(kind: str) -> dict[str, TestCase]:
     """Return the cases of a kind by name; those of kind `node` take seconds to make."""
-    return {case.name: case for case in sorted(loader.load_model_tests(kind=kind), key=by_name)}
+    with warnings.catch_warnings():
+        # The suite computes what it expects on the edge of float ranges, too.
+        warnings.simplefilter("ignore")
+        found = loader.load_model_tests(kind=kind)
+    return {case.name: case for case in sorted(found, key=by_name)}
 
 
 def by_name(case: TestCase) -> str:
@@ -112,12 +117,7 @@ def run_light(case: TestCase, backend: ModuleType) -> None:
         for value in model.graph.input
         if value.name not in stored
     ]
-    files = [
-        path.with_name(f"{path.stem}_output_{i}.pb") for i in range(len(model.graph.output))
-    ]
+    files = [path.with_name(f"{path.stem}_output_{i}.pb") for i in range(len(model.graph.output))]
     outputs = [onnx.numpy_helper.to_array(onnx.load_tensor(str(file))) for file in files]
     compare(case, outputs, backend.prepare(model, "CPU").run(inputs))
 
-
-def names_of(results: list[np.ndarray]) -> list[str]:
-    return [str(result.dtype) for result in results]
