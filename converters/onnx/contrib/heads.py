@@ -73,8 +73,7 @@ def attend_with_sink(
     weights = at.add("Softmax", at.add("Concat", scores, extra, axis=-1), axis=-1)
     weights = at.slice(weights, 4, 0, -1)
     mixed = at.add("MatMul", weights, at.add("Unsqueeze", value, at.ints(2)))
-    back = at.add("Concat", at.dim(query, 0), at.ints(heads[0]), at.ints(-1, 0), axis=0)
-    last = at.add("Concat", at.slice(back, 0, 0, 3), at.dim(value, 3), axis=0)
+    last = at.add("Concat", at.dim(query, 0), at.ints(heads[0], -1), at.dim(value, 3), axis=0)
     return at.add("Reshape", mixed, last)
 
 

@@ -53,8 +53,6 @@ def whole_mask(
         lowest = HALF_LOWEST if query.dtype == "float16" else LOWEST
         directed = added_mask(at, causal_mask(at, queries, positions), lowest, query)
         mask = directed if mask is None else at.add("Add", mask, directed)
-    if mask is not None and mask.shape is not None and len(mask.shape) == 2:
-        return mask
     return mask
 
 
@@ -64,7 +62,10 @@ def heads_of(at: Lowering) -> Heads:
     biases = biases_of(at)
     if at.rank(QUERY) == 5:
         parts = unpacked(at, at.need(QUERY), 3)
-        return tuple(biased(at, p, b, heads) for p, b in zip(parts, biases, strict=True))  # type: ignore[return-value]
+        query, key, value = (
+            biased(at, part, bias, heads) for part, bias in zip(parts, biases, strict=True)
+        )
+        return query, key, value
     query = split_heads(at, plus(at, at.need(QUERY), biases[0]), heads)
     if at.rank(KEY) == 5:
         key, value = unpacked(at, at.need(KEY), 2)
