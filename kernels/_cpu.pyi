@@ -109,7 +109,7 @@ def byte_product(
     high: float,
     zero: int,
     is_signed: bool,
-    to_float: bool,
+    kind: int,
     out: NDArray[Any],
 ) -> None: ...
 def byte_conv(
@@ -125,7 +125,7 @@ def byte_conv(
     high: float,
     zero: int,
     is_signed: bool,
-    to_float: bool,
+    kind: int,
     sizes: list[int],
     out: NDArray[Any],
 ) -> None: ...

@@ -47,14 +47,14 @@ def unsigned_zero(zero: int, signed: bool) -> int:
     return zero + 128 if signed else zero
 
 
-def _output(out: NDArray[Any], zero: int) -> tuple[int, bool, bool, NDArray[Any]]:
-    """Return (zero point, signed, float, memory) of an output array, as the extension takes it."""
-    if out.dtype == np.float32:
-        return 0, False, True, out
+def _output(out: NDArray[Any], zero: int) -> tuple[int, bool, int, NDArray[Any]]:
+    """Return (zero point, signed, kind, memory) of an output array, as the extension takes it."""
+    if out.dtype in (np.float32, np.int32):
+        return 0, False, 1 if out.dtype == np.float32 else 2, out
     if out.dtype not in (np.uint8, np.int8):
-        raise ValueError(f"out is {out.dtype}, required float32, uint8 or int8")
+        raise ValueError(f"out is {out.dtype}, required float32, int32, uint8 or int8")
     signed = out.dtype == np.int8
-    return unsigned_zero(zero, signed), signed, False, out.view(np.uint8)
+    return unsigned_zero(zero, signed), signed, 0, out.view(np.uint8)
 
 
 class _Sums:
@@ -105,7 +105,7 @@ class ByteProduct:
     def __call__(
         self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None
     ) -> NDArray[Any]:
-        """Multiply x [..., k] into out [..., n], float32 or bytes.
+        """Multiply x [..., k] into out [..., n]: float32, bytes, or int32 sums.
 
         bias: [n] int32 in units of the product of both scales.
         """
@@ -120,7 +120,7 @@ class ByteProduct:
             padded[:, : self.k] = rows
             rows = padded
         offset = self._sums.offset(unsigned_zero(x_zero, signed), bias)
-        zero, is_signed, to_float, memory = _output(out, finish.zero)
+        zero, is_signed, kind, memory = _output(out, finish.zero)
         native().byte_product(
             rows,
             self._packed,
@@ -132,7 +132,7 @@ class ByteProduct:
             *finish.limits,
             zero,
             is_signed,
-            to_float,
+            kind,
             memory,
         )
         return out
@@ -170,10 +170,10 @@ class ByteConvolution:
     def __call__(
         self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None
     ) -> NDArray[Any]:
-        """Convolve x [batch, in, h, w] into out [batch, out, oh, ow], float32 or bytes."""
+        """Convolve x [batch, in, h, w] into out [batch, out, oh, ow], as ByteProduct."""
         signed = x.dtype == np.int8
         byte_zero = unsigned_zero(x_zero, signed)
-        zero, is_signed, to_float, memory = _output(out, finish.zero)
+        zero, is_signed, kind, memory = _output(out, finish.zero)
         native().byte_conv(
             unsigned(x),
             signed,
@@ -186,7 +186,7 @@ class ByteConvolution:
             *finish.limits,
             zero,
             is_signed,
-            to_float,
+            kind,
             self._sizes(x.shape, out.shape),
             memory,
         )
@@ -202,9 +202,9 @@ class ByteConvolution:
 
 def quantize(x: Float32, scale: float, zero: int, out: Bytes) -> Bytes:
     """Write nearest(x / scale) + zero, saturated, into out (uint8 or int8)."""
-    byte_zero, signed, to_float, memory = _output(out, zero)
-    if to_float:
-        raise ValueError("out is float32, required uint8 or int8")
+    byte_zero, signed, kind, memory = _output(out, zero)
+    if kind:
+        raise ValueError(f"out is {out.dtype}, required uint8 or int8")
     native().quantize_bytes(x, scale, byte_zero, signed, memory)
     return out
 

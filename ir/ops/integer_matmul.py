@@ -71,15 +71,16 @@ def evaluate_quantized(
 
 def infer_integer(node: Node) -> list[ValueType]:
     """Infer: as MatMul, int32; both matrices may differ in sign."""
-    return [ValueType("int32", _product(node, 0, 1))]
+    return [ValueType("int32", product_shape(node, 0, 1))]
 
 
 def infer_quantized(node: Node) -> list[ValueType]:
     """Infer: as MatMul, in the dtype of the result's zero point."""
-    return [ValueType(common_dtype(node, [7]), _product(node, 0, 3))]
+    return [ValueType(common_dtype(node, [7]), product_shape(node, 0, 3))]
 
 
-def _product(node: Node, left: int, right: int) -> Any:
+def product_shape(node: Node, left: int, right: int) -> Any:
+    """Return the shape of the product of two inputs, whatever their dtypes."""
     a, b = required_input(node, left), required_input(node, right)
     plain = Node("MatMul", [Value("a", None, a.shape), Value("b", None, b.shape)], node.outputs)
     return infer_matmul(plain)[0].shape

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from halfbyte.ir.graph import Graph
 
 PASSES: dict[str, str] = {
+    "fuse_integer": "halfbyte.ir.passes.fuse_integer",
     "absorb_dequantize": "halfbyte.ir.passes.absorb_dequantize",
     "constant_folding": "halfbyte.ir.passes.constant_folding",
     "common_subexpressions": "halfbyte.ir.passes.common_subexpressions",

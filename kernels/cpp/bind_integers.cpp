@@ -9,6 +9,8 @@ namespace halfbyte {
 namespace {
 
 constexpr int64_t kParallelBytes = 1 << 15;
+// Kinds of output: saturated bytes, float32, the int32 sums.
+constexpr int kFloat = 1, kInt = 2;
 
 // How the sums of a call are finished; the arrays that it points into.
 struct Finish {
@@ -17,12 +19,16 @@ struct Finish {
 
     Finish(const char* where, nb::handle offsets, nb::handle weight_zeros, nb::handle scales,
            nb::handle shifts, float low, float high, int zero, bool is_signed, nb::handle result,
-           bool to_float, int64_t channels)
+           int kind, int64_t channels)
         : offset(where, "offset", offsets, "i"),
           weight_zero(optional_array(where, "weight_zero", weight_zeros, "i")),
           scale(where, "scale", scales, "f"),
           shift(optional_array(where, "shift", shifts, "f")),
-          out(where, "out", result, to_float ? "f" : "B", true) {
+          out(where, "out", result,
+              kind == kFloat ? "f"
+              : kind == kInt ? "i"
+                             : "B",
+              true) {
         require_size(where, "offset", offset, channels);
         require_size(where, "scale", scale, channels);
         if (shift.present()) require_size(where, "shift", shift, channels);
@@ -33,7 +39,8 @@ struct Finish {
         plain.high = high;
         plain.zero = static_cast<float>(zero);
         plain.flip = is_signed ? 0x80 : 0;
-        plain.to_float = to_float;
+        plain.to_float = kind == kFloat;
+        plain.to_int = kind == kInt;
         plain.out = out.data<void>();
     }
     const int32_t* zeros() const {
@@ -52,13 +59,13 @@ void pack_b(nb::object b, int64_t n, int64_t k, bool b_rows, nb::object out) {
 
 void byte_product(nb::object a, nb::object b, int64_t n, nb::object offset, nb::object weight_zero,
                   nb::object scale, nb::object shift, float low, float high, int zero,
-                  bool is_signed, bool to_float, nb::object out) {
+                  bool is_signed, int kind, nb::object out) {
     const char* where = "byte_product";
     const Array left(where, "a", a, "B"), right(where, "b", b, "B");
     if (left.dimensions() != 2 || left.shape(1) % 4 != 0)
         reject(where, "a has shape " + left.describe() + ", required [m, a multiple of 4]");
     const Finish finish(where, offset, weight_zero, scale, shift, low, high, zero, is_signed, out,
-                        to_float, n);
+                        kind, n);
     ByteProductJob job;
     job.a = left.data<const uint8_t>();
     job.b = right.data<const int8_t>();
@@ -105,12 +112,12 @@ ByteConvJob conv_job(const char* where, nb::sequence sizes) {
 
 void byte_conv(nb::object x, bool x_signed, int x_zero, nb::object weight, nb::object offset,
                nb::object weight_zero, nb::object scale, nb::object shift, float low, float high,
-               int zero, bool is_signed, bool to_float, nb::sequence sizes, nb::object out) {
+               int zero, bool is_signed, int kind, nb::sequence sizes, nb::object out) {
     const char* where = "byte_conv";
     ByteConvJob job = conv_job(where, sizes);
     const Array source(where, "x", x, "B"), filter(where, "weight", weight, "B");
     const Finish finish(where, offset, weight_zero, scale, shift, low, high, zero, is_signed, out,
-                        to_float, job.out_channels);
+                        kind, job.out_channels);
     const int64_t in_group = job.in_channels / job.groups, taps = job.kh * job.kw;
     const bool depthwise = in_group == 1;
     job.depth = depthwise ? taps : round_up(in_group * taps, 4);
@@ -214,11 +221,11 @@ void bind_integers(nb::module_& m) {
     m.def("byte_product", &byte_product, nb::arg("a"), nb::arg("b"), nb::arg("n"),
           nb::arg("offset"), nb::arg("weight_zero").none(), nb::arg("scale"),
           nb::arg("shift").none(), nb::arg("low"), nb::arg("high"), nb::arg("zero"),
-          nb::arg("is_signed"), nb::arg("to_float"), nb::arg("out"));
+          nb::arg("is_signed"), nb::arg("kind"), nb::arg("out"));
     m.def("byte_conv", &byte_conv, nb::arg("x"), nb::arg("x_signed"), nb::arg("x_zero"),
           nb::arg("weight"), nb::arg("offset"), nb::arg("weight_zero").none(), nb::arg("scale"),
           nb::arg("shift").none(), nb::arg("low"), nb::arg("high"), nb::arg("zero"),
-          nb::arg("is_signed"), nb::arg("to_float"), nb::arg("sizes"), nb::arg("out"));
+          nb::arg("is_signed"), nb::arg("kind"), nb::arg("sizes"), nb::arg("out"));
     m.def("quantize_bytes", &quantize);
     m.def("dequantize_bytes", &dequantize);
     m.def("value_range", &range);

@@ -14,10 +14,10 @@ struct Requantize {
     const float* scale = nullptr;  // [channels]
     const float* shift = nullptr;  // [channels] or null: 0
     float low = 0.0f, high = 0.0f;
-    float zero = 0.0f;  // of the output, already unsigned
-    uint8_t flip = 0;   // 0x80 where the output bytes are signed
-    bool to_float = false;
-    void* out = nullptr;  // float or uint8
+    float zero = 0.0f;                      // of the output, already unsigned
+    uint8_t flip = 0;                       // 0x80 where the output bytes are signed
+    bool to_float = false, to_int = false;  // to_int: the sums themselves, as int32
+    void* out = nullptr;                    // float or uint8
 };
 
 // Convolution of unsigned bytes [batch, channels, h, w] with signed weights. The sums are corrected

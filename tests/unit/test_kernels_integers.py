@@ -39,6 +39,8 @@ def test_products(m: int, k: int, n: int, dtype, weight_zero: bool) -> None:
     scale = (RNG.random(n) * 1e-3).astype(np.float32)
     out = ByteProduct(weight, True, zero)(x, 7, Finish(scale), np.empty((m, n), np.float32), bias)
     np.testing.assert_array_equal(out, sums.astype(np.float32) * scale)
+    whole = ByteProduct(weight, True, zero)(x, 7, Finish(scale), np.empty((m, n), np.int32), bias)
+    np.testing.assert_array_equal(whole, sums)
     columns = ByteProduct(np.ascontiguousarray(weight.T), False, zero)
     for result in BYTES:
         limits = (-20.0, 60.0)
@@ -96,6 +98,8 @@ def test_convolutions(x_shape, w_shape, geometry: Geometry, dtype, weight_zero: 
     out = filters(x, 11, Finish(scale), np.empty(sums.shape, np.float32), bias)
     per_channel = scale[:, None, None]
     np.testing.assert_array_equal(out, sums.astype(np.float32) * per_channel)
+    whole = filters(x, 11, Finish(scale), np.empty(sums.shape, np.int32), bias)
+    np.testing.assert_array_equal(whole, sums)
     for result in BYTES:
         rounded = filters(x, 11, Finish(scale, zero=-9), np.empty(sums.shape, result), bias)
         expected = finished(sums, per_channel, (-np.inf, np.inf), -9, result)
@@ -160,7 +164,7 @@ def test_what_does_not_fit_is_refused() -> None:
     finish = Finish(np.ones(3, np.float32))
     with pytest.raises(ValueError, match=r"required \[\.\.\., 4\]"):
         product(np.zeros((2, 5), np.uint8), 0, finish, np.empty((2, 3), np.float32))
-    with pytest.raises(ValueError, match="required float32, uint8 or int8"):
-        product(np.zeros((2, 4), np.uint8), 0, finish, np.empty((2, 3), np.int32))
+    with pytest.raises(ValueError, match="required float32, int32, uint8"):
+        product(np.zeros((2, 4), np.uint8), 0, finish, np.empty((2, 3), np.int64))
     with pytest.raises(ValueError, match="required int8"):
         ByteConvolution(np.zeros((1, 1, 1, 1), np.uint8), Geometry())  # type: ignore[arg-type]

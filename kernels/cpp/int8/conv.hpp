@@ -110,6 +110,10 @@ static void finish_pixels(const ByteConvJob& job, const int32_t* sums, const int
         if (totals) {
             sum = isub(sum, imul(iload(totals + j), iset1(job.weight_zero[channel])));
         }
+        if (to.to_int) {
+            put_sums(to, sum, at + j, width - j);
+            continue;
+        }
         put_lanes(to, add(mul(to_float(sum), scale), shift), at + j, width - j);
     }
 }
@@ -224,6 +228,10 @@ static void byte_depthwise_task(const ByteConvJob& job, int64_t task) {
                 sum = iadd(sum, imul(widened(from + ox), factor));
             }
             const int64_t at = ((image * job.out_channels + channel) * job.oh + oy) * job.ow + ox;
+            if (job.finish.to_int) {
+                put_sums(job.finish, sum, at, job.ow - ox);
+                continue;
+            }
             put_lanes(job.finish, add(mul(to_float(sum), scale), shift), at, job.ow - ox);
         }
     }

@@ -70,6 +70,14 @@ static void byte_block(int64_t rows, int vectors, int64_t depth, const uint8_t* 
 #endif
 }
 
+// W sums as they are.
+HB_INLINE void put_sums(const Requantize& to, I sum, int64_t at, int64_t count) {
+    int32_t lanes[W];
+    std::memcpy(lanes, &sum, sizeof lanes);
+    std::memcpy(static_cast<int32_t*>(to.out) + at, lanes,
+                static_cast<size_t>(4 * (count < W ? count : W)));
+}
+
 HB_INLINE F clipped(F value, const Requantize& to) {
     return min(max(value, set1(to.low)), set1(to.high));
 }
@@ -126,6 +134,10 @@ static void finish_columns(const ByteProductJob& job, const int32_t* sums, int64
         if (job.weight_zero) {
             std::memcpy(lift, job.weight_zero + at, held);
             sum = isub(sum, imul(iload(lift), iset1(total)));
+        }
+        if (to.to_int) {
+            put_sums(to, sum, row * job.n + at, count);
+            continue;
         }
         const F value = add(mul(to_float(sum), load(scale)), load(shift));
         put_lanes(to, value, row * job.n + at, count);
