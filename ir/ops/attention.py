@@ -203,13 +203,13 @@ SPECS: tuple[OpSpec, ...] = (
     OpSpec(
         "RotaryEmbedding",
         (23,),
-        ("X", "cos", "sin", "position_ids?"),
+        ("X", "cos_cache", "sin_cache", "position_ids?"),
         ("Y",),
         infer=infer_rotary,
         evaluate=evaluate_rotary,
         attributes={
             "interleaved": Attribute("int", 0),
-            "num_heads": Attribute("int", 0),
+            "num_heads": Attribute("int"),
             "rotary_embedding_dim": Attribute("int", 0),
         },
         cases=rotary_cases,

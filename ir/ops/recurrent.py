@@ -194,7 +194,7 @@ RNN = OpSpec(
     ("Y?", "Y_h?"),
     infer=infer_states(1, 1),
     evaluate=evaluate_with(rnn, 1, ("Tanh",), 1),
-    attributes=ATTRIBUTES,
+    attributes=ATTRIBUTES | {"activations": Attribute("strings", ("Tanh", "Tanh"))},
     cases=rnn_cases,
 )
 GRU = OpSpec(
