@@ -40,6 +40,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("Add", "Sub", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor", "Where"),
         *("Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual"),
     ),
+    "optimizers": tuple(f"ai.onnx.preview.training.{op}" for op in ("Adagrad", "Adam", "Momentum")),
     "piecewise": (
         *("LeakyRelu", "Elu", "Celu", "Selu", "HardSigmoid", "HardSwish", "Softplus", "Softsign"),
         *("Mish", "ThresholdedRelu", "Shrink"),
@@ -50,11 +51,15 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("Sin", "Cos", "Tan", "Asin", "Acos", "Atan"),
         *("Sinh", "Cosh", "Asinh", "Acosh", "Atanh"),
     ),
+    "trees": ("ai.onnx.ml.TreeEnsemble",),
     "unary": (
         *("Neg", "Abs", "Sign", "Ceil", "Floor", "Round", "Exp", "Log", "Sqrt", "Reciprocal"),
         *("IsInf", "IsNaN", "Not", "Clip"),
     ),
     "variadic": ("Min", "Max", "Sum", "Mean"),
+    "features": tuple(
+        f"ai.onnx.ml.{op}" for op in ("ArrayFeatureExtractor", "Binarizer", "LabelEncoder")
+    ),
     "integer_matmul": ("MatMulInteger", "QLinearMatMul"),
     "loss": ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"),
     "flex_attention": ("ai.onnx.preview.FlexAttention",),
