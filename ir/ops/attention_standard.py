@@ -83,8 +83,9 @@ def infer_attention(node: Node) -> list[ValueType]:
     total = UNKNOWN if pasts[0] is not None and past is None else added(past, key[2])
     result: tuple[Dim, ...] = (*query[:3], value[3])
     if len(required_input(node, 0).shape or ()) == 3:
-        known = isinstance(heads, int) and isinstance(value[3], int)
-        width = heads * value[3] if known else UNKNOWN
+        size, width = value[3], UNKNOWN
+        if isinstance(heads, int) and isinstance(size, int):
+            width = heads * size
         result = (query[0], query[2], width)
     shapes = [result, (*key[:2], total, key[3]), (*value[:2], total, value[3]), (*query[:3], total)]
     typed = [ValueType(k.dtype, s) for k, s in zip(kinds, shapes, strict=True)]

@@ -53,7 +53,9 @@ def overlap(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     shared = np.prod(np.maximum(sides, 0), axis=1)
     union = np.prod(box[2:] - box[:2]) + np.prod(others[:, 2:] - others[:, :2], axis=1) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=(shared > 0) & (union > 0))
+    ratio: NDArray[np.float64] = np.zeros_like(shared)
+    np.divide(shared, union, out=ratio, where=(shared > 0) & (union > 0))
+    return ratio
 
 
 def kept_boxes(

@@ -62,7 +62,7 @@ def filter_weights(distance: NDArray[Any], mode: str, cubic_a: float) -> NDArray
     """Return the weight of an input at a distance (in filter widths) from the output."""
     x = np.abs(distance)
     if mode == "linear":
-        return np.maximum(1 - x, 0)
+        return np.asarray(np.maximum(1 - x, 0))
     near = ((cubic_a + 2) * x - (cubic_a + 3)) * x * x + 1
     far = ((cubic_a * x - 5 * cubic_a) * x + 8 * cubic_a) * x - 4 * cubic_a
     return np.where(x <= 1, near, np.where(x < 2, far, 0))

@@ -77,8 +77,8 @@ def infer_linear_attention(node: Node) -> list[ValueType]:
 def unpacked(data: Any, heads: int) -> NDArray[np.float64]:
     """Return [b, t, heads * d] as [t, b, heads, d] in float64."""
     array = np.asarray(data).astype(np.float64)
-    split = array.reshape(*array.shape[:2], heads, array.shape[2] // heads)
-    return split.swapaxes(0, 1)
+    size = array.shape[2] // heads
+    return np.asarray(array.reshape(*array.shape[:2], heads, size).swapaxes(0, 1))
 
 
 def evaluate_linear_attention(

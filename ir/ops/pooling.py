@@ -115,7 +115,7 @@ def window_counts(windows: Windows, spatial: Sequence[int], include_pad: bool) -
         start = np.arange(windows.output[axis]) * windows.strides[axis] - windows.begin[axis]
         places = start[:, None] + np.arange(windows.kernel[axis]) * windows.dilations[axis]
         counts = counts[..., None] * ((places >= low) & (places < high)).sum(axis=1)
-    return np.maximum(counts, 1)
+    return np.asarray(np.maximum(counts, 1))
 
 
 def evaluate_average(
@@ -293,8 +293,13 @@ P_INT, P_FLOAT = {"p": Attribute("int", 2)}, {"p": Attribute("float", 2.0)}
 
 def pool(op: str, versions: tuple[int, ...], evaluate: Any, **parts: Any) -> OpSpec:
     """Return the spec of an operator from X to Y over windows, or over all of space."""
-    parts = {"infer": infer_pool, "attributes": POOL_ATTRIBUTES, "cases": pool_cases} | parts
-    return OpSpec(op, versions, ("X",), parts.pop("outputs", ("Y",)), evaluate=evaluate, **parts)
+    common: dict[str, Any] = {
+        "infer": infer_pool,
+        "attributes": POOL_ATTRIBUTES,
+        "cases": pool_cases,
+        "outputs": ("Y",),
+    }
+    return OpSpec(op, versions, ("X",), evaluate=evaluate, **(common | parts))
 
 
 def all_space(op: str, versions: tuple[int, ...], evaluate: Any, **parts: Any) -> OpSpec:

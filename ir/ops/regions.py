@@ -68,7 +68,8 @@ def mean_matrix(
     matrix = np.zeros((bins, length))
     rows = np.broadcast_to(np.arange(bins)[:, None, None], neighbours.shape)
     np.add.at(matrix, (rows, neighbours), weights)
-    return matrix / max(count, 1)
+    matrix /= max(count, 1)
+    return matrix
 
 
 def corner_maximum(

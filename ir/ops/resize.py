@@ -49,7 +49,7 @@ def rounded(values: Array, dtype: np.dtype[Any]) -> Array:
     if name in INTEGERS:
         import ml_dtypes
 
-        limits = ml_dtypes.iinfo(dtype)
+        limits: Any = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
         return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
     return values.astype(dtype)
 

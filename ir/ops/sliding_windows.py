@@ -194,18 +194,21 @@ def fold(columns: Array, windows: Windows, spatial: Sequence[int]) -> Array:
         for i in range(rank)
     ]
     full = np.zeros((*outer, *lengths), columns.dtype)
+    outside: tuple[Any, ...] = (slice(None),) * len(outer)
     for offset in product(*map(range, windows.kernel)):
         place = tuple(
             slice(o * d, o * d + (n - 1) * s + 1, s) if n else slice(0, 0)
             for o, d, n, s in zip(offset, windows.dilations, blocks, windows.strides, strict=True)
         )
-        full[(..., *place)] += columns[(..., *offset, *(slice(None),) * rank)]
+        source: tuple[Any, ...] = (*outside, *offset)
+        full[outside + place] += columns[source]
     kept = tuple(slice(b, b + length) for b, length in zip(windows.begin, spatial, strict=True))
-    return np.ascontiguousarray(full[(..., *kept)])
+    return np.ascontiguousarray(full[outside + kept])
 
 
 def window_steps(data: Array, windows: Windows) -> Iterator[tuple[tuple[int, ...], Array]]:
     """Yield for each kernel place its offset and a view [..., *output] of padded data."""
     view = window_view(data, windows)
     for offset in product(*map(range, windows.kernel)):
-        yield offset, view[(..., *offset)]
+        index: tuple[Any, ...] = (..., *offset)
+        yield offset, view[index]
