@@ -27,7 +27,9 @@ TOLERANCE = 1e-4
 
 def example(entry: Any, length: int, generator: np.random.Generator) -> np.ndarray:
     """Return an input for a description of onnxruntime: shape with names, type `tensor(float)`."""
-    dims = [d if isinstance(d, int) else (1 if i == 0 else length) for i, d in enumerate(entry.shape)]
+    dims = [
+        d if isinstance(d, int) else (1 if i == 0 else length) for i, d in enumerate(entry.shape)
+    ]
     kind = entry.type.removeprefix("tensor(").removesuffix(")")
     if kind == "float":
         return generator.standard_normal(dims, dtype=np.float32)
@@ -85,7 +87,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--length", type=int, default=64)
     options = parser.parse_args()
-    print(f"{'model':<26}{'threads':>8}{'halfbyte ms':>13}{'onnxruntime ms':>16}{'ratio':>8}  error")
+    print(
+        f"{'model':<26}{'threads':>8}{'halfbyte ms':>13}{'onnxruntime ms':>16}{'ratio':>8}  error"
+    )
     for path in options.models:
         for threads in options.threads:
             theirs = reference(path, threads)

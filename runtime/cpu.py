@@ -130,9 +130,7 @@ def bind_linears(backend: CpuBackend, bound: BoundNode) -> Step | None:
     biases = [*bound.inputs[1 + count :], *[None] * count][:count]
     if not floats(bound.inputs[0], *bound.outputs) or any(w is None for w in weights):
         return None
-    packed = (
-        cpu_conv.bind_packed_linear(backend, bound) if "count" not in bound.attributes else None
-    )
+    packed = cpu_conv.bind_packed_linears(backend, bound)
     if packed is not None:
         return packed
     if not all(bias is None or floats(bias) for bias in biases):

@@ -214,7 +214,7 @@ def bind_batch_norm(backend: CpuBackend, bound: BoundNode) -> Step | None:
 
 def bind_fused_linear(backend: CpuBackend, bound: BoundNode) -> Step | None:
     """FusedLinear: a packed product where the weight is float32, else Linear and then the rest."""
-    made = bind_packed_linear(backend, bound)
+    made = bind_packed_linears(backend, bound)
     if made is not None:
         return made
     slot = bound.inputs[1]
@@ -236,20 +236,45 @@ def bind_fused_linear(backend: CpuBackend, bound: BoundNode) -> Step | None:
     return step
 
 
-def bind_packed_linear(backend: CpuBackend, bound: BoundNode) -> Step | None:
-    """Linear and FusedLinear over a float32 weight, in a graph without states."""
-    slot, bias = bound.inputs[1], slot_at(bound, 2)
-    out = bound.outputs[0]
+def bind_packed_linears(backend: CpuBackend, bound: BoundNode) -> Step | None:
+    """Linear, FusedLinear and LinearGroup over float32 weights, in a graph without states."""
+    count = bound.attributes.get("count", 1)
+    has_states = bound.cache is not None and bool(bound.cache.buffers)
+    if has_states or not floats(bound.inputs[0]):
+        return None
+    x = arrays(bound, 1)[0]
+    products = [packed_product(backend, bound, x, index, count) for index in range(count)]
+    ready = [product for product in products if product is not None]
+    if len(ready) < count or x.size == 0:
+        return None
+    runs = [
+        partial(product, x, None, slot.value())
+        for product, slot in zip(ready, bound.outputs, strict=True)
+    ]
+
+    def step() -> None:
+        for run in runs:
+            run()
+
+    return runs[0] if count == 1 else step
+
+
+def packed_product(
+    backend: CpuBackend, bound: BoundNode, x: Any, index: int, count: int
+) -> cpu_nets.Product | None:
+    """Return the product with one weight of a node, None where it is not float32."""
+    slot, bias, out = (
+        bound.inputs[1 + index],
+        slot_at(bound, 1 + count + index),
+        bound.outputs[index],
+    )
     if slot is None or slot.tensor is None or slot.tensor.encoding.name != "float32":
         return None
-    has_states = bound.cache is not None and bool(bound.cache.buffers)
-    if has_states or not floats(bound.inputs[0], out) or 0 in (out.shape or ()):
+    if not floats(out) or 0 in (out.shape or ()) or x.shape[-1] == 0:
         return None
     if bias is not None and not (floats(bias) and bias.constant):
         return None
-    tensor, x = slot.tensor, arrays(bound, 1)[0]
-    if x.shape[-1] == 0:
-        return None
+    tensor = slot.tensor
     packed = backend.packed.get(
         tensor, "rows", lambda: cpu_nets.PackedMatrix(contiguous(tensor.numpy()), True)
     )
@@ -258,10 +283,9 @@ def bind_packed_linear(backend: CpuBackend, bound: BoundNode) -> Step | None:
         activation = kernel_activation(of_attributes(bound.attributes))
     shift = None if bias is None else contiguous(bias.value()).reshape(-1)
     rows = x.size // packed.k
-    product = cpu_nets.Product(
+    return cpu_nets.Product(
         rows, packed.n, packed.k, packed=packed, bias=shift, activation=activation
     )
-    return partial(product, x, None, out.value())
 
 
 BINDERS: dict[str, Callable[[Any, BoundNode], Step | None]] = {
