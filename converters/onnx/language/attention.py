@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.converters.onnx.language.builder import FLOAT32, MICROSOFT, OnnxBuilder
+from halfbyte.errors import UnsupportedError
 from halfbyte.ir.graph import Graph, Node, Value
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _chain(value: Value, roots: list[Value]) -> list[Node]:
 
 
 def _table(lowering: Lowering, value: Value, what: str) -> Value:
-    """Return cosine or sine of every position, [positions, pairs], folded when a model is loaded."""
+    """Return cosine or sine of every position, [positions, pairs]; runtimes fold it."""
     builder = lowering.builder
     roots = [v for v in lowering.source.inputs if v.name == POSITIONS]
 
@@ -330,12 +331,31 @@ def _indices(lowering: Lowering) -> Any:
 def uncached(lowering: Lowering, node: Node) -> Value:
     """Lower an encoder's attention: every position sees every token."""
     if node.attributes.get("causal", 1) or node.attributes.get("window"):
-        from halfbyte.errors import UnsupportedError
-
         raise UnsupportedError("causal attention without a cache", "--to onnx")
     mask = lowering.of(node.inputs[3]) if len(node.inputs) > 3 else None
     builder = lowering.builder
     if mask is not None:
         given = mask
-        mask = builder.once("tokens", lambda: _spread_mask(builder, given, SEQUENCE))
+        mask = builder.once("tokens", lambda: _every_row(builder, given))
     return _attention(lowering, node, mask, [], [])
+
+
+def _every_row(builder: OnnxBuilder, mask: Value) -> Value:
+    """Return [batch, 1, sequence, sequence] bool: which positions hold tokens, for each position.
+
+    onnxruntime does not broadcast a mask over queries.
+    """
+    tokens = _spread_mask(builder, mask, SEQUENCE)
+    length = builder.op(
+        "Shape", mask, name="/attention/mask/Shape", dtype="int64", shape=(1,), start=1, end=2
+    )
+    wanted = builder.node(
+        "Concat",
+        [builder.ints(1, 1), length, builder.ints(1)],
+        [builder.value("/attention/mask/shape", "int64", (4,))],
+        axis=0,
+    ).outputs[0]
+    return builder.op(
+        "Expand", tokens, wanted, name="/attention/mask/rows", dtype="bool",
+        shape=(BATCH, 1, SEQUENCE, SEQUENCE),
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Names of nodes as onnxruntime-genai's model builder gives them: /model/layers.0/attn/q_proj/..."""
+"""Node names as onnxruntime-genai gives them: `/model/layers.0/attn/q_proj/MatMul`."""
 
 from __future__ import annotations
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from halfbyte.converters.onnx.language.pattern import NotRecognisedError
 from halfbyte.converters.onnx.messages import ModelMessage
 from halfbyte.converters.onnx.metadata import carries_model, restore
 from halfbyte.converters.onnx.protobuf import Buffer
-from halfbyte.converters.onnx.recognise import NotRecognised, looks_like_decoder, recognise
+from halfbyte.converters.onnx.recognise import looks_like_decoder, recognise
 from halfbyte.converters.onnx.tensors import TensorReader
 from halfbyte.errors import HalfbyteError
 from halfbyte.ir.model import Model, Provenance
@@ -34,7 +35,7 @@ def language_model(buffer: Buffer, message: ModelMessage) -> Model | str:
         return ""
     try:
         return recognise(_stored(buffer, message), graph)
-    except NotRecognised as reason:
+    except NotRecognisedError as reason:
         return f"{REASON}: {reason}; it runs as a graph, but cannot become another format"
     except HalfbyteError as error:
         return f"{REASON}: {error}; it runs as a graph, but cannot become another format"
