@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from halfbyte.converters.onnx.contrib import is_contrib
 from halfbyte.converters.onnx.messages import Span
 from halfbyte.converters.onnx.protobuf import Buffer
 from halfbyte.converters.onnx.types import UNTYPED, read_type
@@ -69,7 +70,7 @@ class TypeFiller:
             for subgraph in graph.subgraphs([node]):
                 self._enter(node, subgraph)
                 self.fill(subgraph)
-            known = op_key(node.op, node.domain) in OPS
+            known = op_key(node.op, node.domain) in OPS and not is_contrib(node)
             kinds = infer_checked(check_form(node), node) if known else []
             for index, value in enumerate(node.outputs):
                 self._set(value, kinds[index] if index < len(kinds) else UNTYPED)
