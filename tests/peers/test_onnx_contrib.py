@@ -368,3 +368,17 @@ def test_grid_sample() -> None:
     attributes = {"mode": "bilinear", "padding_mode": "border", "align_corners": 1}
     given = [random(103, 1, 2, 5, 5), grid]
     compare("GridSample", given, attributes, tolerance=1e-5, shapes=[False])
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("states", [False, True])
+def test_dynamic_quantize_lstm(direction: str, states: bool) -> None:
+    count, hidden = 2 if direction == "bidirectional" else 1, 16
+    codes = [weights(110, count, 24, 4 * hidden), weights(111, count, hidden, 4 * hidden)]
+    grid = [np.full(count, 0.01, np.float32), np.zeros(count, np.int8)]
+    first: list[Array | None] = [random(112 + i, count, 1, hidden) for i in range(2)]
+    given = [random(114, 7, 1, 24), *codes, random(115, count, 8 * hidden), None]
+    given += [*(first if states else [None, None]), None, *grid, *grid]
+    attributes = {"hidden_size": hidden, "direction": direction}
+    stored = {1, 2, 3, 8, 9, 10, 11}
+    compare("DynamicQuantizeLSTM", given, attributes, outputs=3, constants=stored, tolerance=1e-5)

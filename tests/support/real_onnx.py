@@ -22,6 +22,15 @@ from support.real_models import cache_folder, real_model
 
 Arrays = dict[str, np.ndarray]
 SEED = 11
+# Every model of `real_onnx_exports.py`, and whether it holds integers instead of floats.
+NAMES = {
+    **dict.fromkeys(("resnet_op9", "mobilenet_op12", "convnext_op17", "vit_op18"), False),
+    **dict.fromkeys(("segformer_op13", "segments_op11", "boxes_op11", "reader_op10"), False),
+    **dict.fromkeys(("voice_op16", "wav2vec_op15", "gpt2_op14", "minilm_op14"), False),
+    **dict.fromkeys(("decoder_op17", "minilm_fused", "decoder_4bit"), False),
+    **dict.fromkeys(("resnet_qoperator", "convnext_qdq", "voice_dynamic"), True),
+    **dict.fromkeys(("minilm_dynamic", "minilm_qdq", "resnet_fused_int8"), True),
+}
 
 
 @dataclass(frozen=True)
