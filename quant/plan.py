@@ -21,7 +21,7 @@ from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.encodings.transcode import Verdict, judge, judge_tensor, refusal, transcode
 from halfbyte.ir.model import Model
-from halfbyte.ir.profile import Profile, stays_float
+from halfbyte.ir.profile import CONSTANT, Profile, stays_float
 from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import Tensor
 from halfbyte.quant.algorithms import get_algorithm
@@ -270,7 +270,7 @@ class _Planner:
         if required is not None:
             return self._decided(tensor, required, reason)
         wide = isinstance(base, Dense) and base.bits_per_weight >= SMALLEST_FLOAT_BITS
-        if wide and not tensor.encoding.is_quantized:
+        if wide and tensor.kind != CONSTANT and not tensor.encoding.is_quantized:
             return self._settled(tensor, base, f"type {base}")
         kept = self._kept(tensor)
         return replace(kept, reason=reason) if kept.target == tensor.encoding else kept

@@ -49,16 +49,14 @@ class OnnxFormat:
         return OnnxProfile(flavour)
 
     def write(self, model: Model, path: Path, options: WriteOptions) -> list[WrittenTensor]:
-        """Write the model, atomically, streaming every tensor.
+        """Write the model, atomically, streaming every tensor; see `output.write_onnx`.
 
         Raises:
-            UnsupportedError: no ONNX operators say what a node does.
+            UnsupportedError: ONNX cannot say something that the model needs.
         """
-        from halfbyte.converters.onnx.language_model import is_language_model, write_language_model
-        from halfbyte.converters.onnx.model_output import write_model
+        from halfbyte.converters.onnx.output import write_onnx
 
-        write = write_language_model if is_language_model(model) else write_model
-        return write(model, path, options)
+        return write_onnx(model, path, options)
 
 
 ONNX = OnnxFormat()

@@ -50,13 +50,21 @@ def check_written(model: Any, graph: Any, small: Sequence[Any], inputs: Sequence
         _infer(skeleton)
     except (onnx.shape_inference.InferenceError, RuntimeError):
         # A shape that ONNX infers wrongly is no reason; the types must agree without shapes.
-        for value in (*skeleton.graph.value_info, *skeleton.graph.output):
-            if value.type.HasField("tensor_type"):
-                value.type.tensor_type.ClearField("shape")
+        _forget_shapes(skeleton.graph)
         try:
             _infer(skeleton)
         except (onnx.shape_inference.InferenceError, RuntimeError) as error:
             raise _refusal(graph, error) from error
+
+
+def _forget_shapes(graph: Any) -> None:
+    for value in (*graph.value_info, *graph.output):
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _forget_shapes(inner)
 
 
 def _infer(skeleton: Any) -> None:

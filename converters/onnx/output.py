@@ -70,8 +70,18 @@ def lowered_graph(
     """
     graph = graph.copy()
     for part in every_graph(graph):
+        _release_encoded(part)
         infer_types(part)
     return graph, lower_graph(graph, target_opset(graph, opset), flavour)
+
+
+def _release_encoded(graph: Graph) -> None:
+    """Let constants that were encoded since they were read be read in their readers' dtype."""
+    for name, tensor in graph.constants.items():
+        value = graph.constant_value(name)
+        dtype = getattr(tensor.encoding, "dtype_name", "float32")
+        if tensor.encoding.is_quantized or dtype != value.dtype:
+            value.fixed, value.dtype = False, dtype
 
 
 def _by_weight(

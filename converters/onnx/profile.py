@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from halfbyte.converters.onnx.lowering.dequantized import can_dequantize
@@ -66,14 +67,19 @@ def profile(flavour: str = "") -> OnnxProfile:
     return OnnxProfile(flavour)
 
 
-def marked_kinds(graph: Graph) -> dict[str, Tensor]:
-    """Return the constants of a graph, marked as matrices or plain constants, by value name.
+def with_kinds(weights: Mapping[str, Tensor], graphs: Iterable[Graph]) -> dict[str, Tensor]:
+    """Return weights marked by their use in all graphs: matrices, or constants that take no codes.
 
-    A matrix is what only linear layers and lookups of rows read: those take codes.
+    A matrix is what only linear layers and lookups of rows read.
     """
+    matrices: dict[str, bool] = {}
+    for graph in graphs:
+        for name, tensor in graph.constants.items():
+            fits = _is_matrix(graph.constant_value(name))
+            matrices[tensor.name] = matrices.get(tensor.name, True) and fits
     return {
-        name: replace(tensor, kind=MATRIX if _is_matrix(graph.constant_value(name)) else CONSTANT)
-        for name, tensor in graph.constants.items()
+        name: replace(tensor, kind=MATRIX if matrices.get(tensor.name) else CONSTANT)
+        for name, tensor in weights.items()
     }
 
 

@@ -17,6 +17,7 @@ from halfbyte.converters.onnx.graph_reader import GraphReader
 from halfbyte.converters.onnx.language.reading import language_model, with_reason
 from halfbyte.converters.onnx.messages import GraphMessage, ModelMessage, ValueInfoMessage
 from halfbyte.converters.onnx.operators import used_operators
+from halfbyte.converters.onnx.profile import with_kinds
 from halfbyte.converters.onnx.protobuf import Buffer, mapped, parse
 from halfbyte.converters.onnx.tensors import TensorReader
 from halfbyte.converters.onnx.type_filling import BROKEN, TypeFiller
@@ -148,8 +149,8 @@ def _weights(graph: Graph, reader: GraphReader, message: GraphMessage) -> dict[s
     names = _initializer_names(message)
     made = {t.name: t for inner in every_graph(graph) for t in inner.constants.values()}
     order = [*(name for name in reader.stored if name in made), *made]
-    found = {name: made[name] for name in order}
-    return {name: tensor for name, tensor in found.items() if _is_weight(tensor, names)}
+    found = {name: made[name] for name in order if _is_weight(made[name], names)}
+    return with_kinds(found, every_graph(graph))
 
 
 def _stored_weights(reader: GraphReader, message: GraphMessage) -> dict[str, Tensor]:

@@ -42,6 +42,10 @@ def _key_mask(rewriter: Rewriter, node: Node, rank: int) -> Value | None:
     return rewriter.add("Reshape", mask, shape)
 
 
+def _joined_axes(rewriter: Rewriter, axes: list[Value]) -> Value:
+    return rewriter.add("Concat", *axes, axis=0)
+
+
 def _attention(rewriter: Rewriter, node: Node) -> Value:
     query, key, value = (required_input(node, i) for i in range(3))
     extra: dict[str, Any] = {}
@@ -49,8 +53,15 @@ def _attention(rewriter: Rewriter, node: Node) -> Value:
         extra["scale"] = float(attribute(node, "scale"))
     if attribute(node, "softcap", 0.0):
         extra["softcap"] = float(attribute(node, "softcap"))
+    inputs = [query, key, value]
     mask = _key_mask(rewriter, node, 4)
-    inputs = [query, key, value] + ([] if mask is None else [mask])
+    if mask is not None:
+        # onnxruntime wants the queries' axis spelled out.
+        ones = rewriter.constant("one_axis", [1])
+        length = rewriter.add("Shape", query, start=1, end=2)
+        inputs.append(
+            rewriter.add("Expand", mask, _joined_axes(rewriter, [ones, ones, length, ones]))
+        )
     return rewriter.add(
         "Attention",
         *inputs,

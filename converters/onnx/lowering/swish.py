@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from halfbyte.converters.onnx.lowering.rewriter import Rewriter
-from halfbyte.ir.graph import Node
+from halfbyte.ir.graph import Node, Value
 from halfbyte.ir.ops.spec import attribute, required_input
 
 
-def lower(rewriter: Rewriter, node: Node) -> None:
-    """Replace the node."""
-    data = required_input(node, 0)
-    alpha = float(attribute(node, "alpha", 1.0))
+def swish(rewriter: Rewriter, data: Value, alpha: float) -> Value:
+    """Return data * sigmoid(alpha * data)."""
     scaled = data
     if alpha != 1.0:
         factor = rewriter.constant("alpha", alpha, data.dtype or "float32")
         scaled = rewriter.add("Mul", data, factor)
-    rewriter.replace(node, rewriter.add("Mul", data, rewriter.add("Sigmoid", scaled)))
+    return rewriter.add("Mul", data, rewriter.add("Sigmoid", scaled))
+
+
+def lower(rewriter: Rewriter, node: Node) -> None:
+    """Replace the node."""
+    alpha = float(attribute(node, "alpha", 1.0))
+    rewriter.replace(node, swish(rewriter, required_input(node, 0), alpha))

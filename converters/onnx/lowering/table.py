@@ -8,6 +8,7 @@ LOWERINGS: dict[str, str] = {
     "halfbyte.CachedAttention": "cached_attention",
     "SwiGLU": "swiglu",
     "Gather": "gather",
+    "Shape": "shape",
     "Gelu": "gelu",
     "Swish": "swish",
     "LayerNormalization": "layer_normalization",
