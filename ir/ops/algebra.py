@@ -81,7 +81,8 @@ def evaluate_identity(
     """Evaluate EyeLike."""
     data = np.asarray(inputs[0])
     to = numpy_dtype(dtype_name(attributes["dtype"] or dtype_of(data)))
-    return [np.eye(*data.shape, k=attributes["k"]).astype(to)]
+    rows, columns = data.shape
+    return [np.eye(rows, columns, k=attributes["k"]).astype(to)]
 
 
 def infer_identity(node: Node) -> list[ValueType]:

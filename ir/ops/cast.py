@@ -50,7 +50,7 @@ def saturated(data: Array, to: str) -> Array:
     finfo: Any = ml_dtypes.finfo
     limit = float(finfo(numpy_dtype(to)).max)
     wide = data if data.dtype == np.float64 else data.astype(np.float32)
-    return np.clip(wide, -limit, limit)
+    return np.asarray(np.clip(wide, -limit, limit))
 
 
 def to_powers(data: Array, saturate: bool, mode: str) -> Array:
@@ -105,23 +105,23 @@ def low_bits(data: Array, to: str) -> Array:
 
 def cast(data: Any, to: str, saturate: bool = True, mode: str = "up") -> Array:
     """Return an array of another element type, by the rules of ai.onnx Cast."""
-    data = np.asarray(data)
-    source = dtype_of(data)
+    given: Array = np.asarray(data)
+    source = dtype_of(given)
     if source == to:
-        return data
+        return given
     if to == "string":
-        return to_text(data)
+        return to_text(given)
     if source == "string":
-        return cast(from_text(data, to if to in NUMBERS else "float32"), to, saturate, mode)
+        return cast(from_text(given, to if to in NUMBERS else "float32"), to, saturate, mode)
     if to == POWERS:
-        return to_powers(data.astype(np.float32), saturate, mode)
-    if to in FLOAT8 and saturate:
-        data = saturated(data, to)
+        return to_powers(given.astype(np.float32), saturate, mode)
     if to in NARROW_INTEGERS:
-        return low_bits(data, to)
-    if data.dtype.kind not in "biufc" and (to in INTEGERS or to == "bool"):
-        data = data.astype(np.float32)
-    return data.astype(numpy_dtype(to))
+        return low_bits(given, to)
+    if to in FLOAT8 and saturate:
+        given = saturated(given, to)
+    if given.dtype.kind not in "biufc" and (to in INTEGERS or to == "bool"):
+        given = given.astype(np.float32)
+    return given.astype(numpy_dtype(to))
 
 
 NUMBERS = INTEGERS - NARROW_INTEGERS | {"bool", "float64", "float32", "float16"}

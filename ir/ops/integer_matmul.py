@@ -15,6 +15,7 @@ from halfbyte.ir.ops.spec import (
     Array,
     Case,
     Context,
+    Operand,
     OpSpec,
     ValueType,
     common_dtype,
@@ -107,7 +108,7 @@ def quantized_cases() -> list[Case]:
     a, b = bytes_of(144, 3, 5), bytes_of(145, 5, 4)
     scale, zero = np.asarray(0.01, np.float32), np.asarray(120, np.uint8)
     columns = np.asarray([0.01, 0.02, 0.03, 0.04], np.float32)
-    last = [np.asarray(0.05, np.float32), zero]
+    last: list[Operand] = [np.asarray(0.05, np.float32), zero]
     return [
         Case("tensor", [a, scale, zero, b, scale, zero, *last]),
         Case("columns", [a, scale, zero, b, columns, np.full(4, 120, np.uint8), *last]),

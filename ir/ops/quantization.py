@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from halfbyte.errors import GraphError
-from halfbyte.ir.dtypes import INTEGERS, NARROW_FLOATS, dtype_name, dtype_of, numpy_dtype
+from halfbyte.ir.dtypes import (
+    INTEGERS,
+    NARROW_FLOATS,
+    NARROW_INTEGERS,
+    dtype_name,
+    dtype_of,
+    numpy_dtype,
+)
 from halfbyte.ir.graph import Node
 from halfbyte.ir.ops.cast import cast
 from halfbyte.ir.ops.spec import (
@@ -65,13 +72,14 @@ def rounded_to(values: Array, zero: Array | None, to: str, saturate: bool = True
     if to not in INTEGERS:
         shifted = values if zero is None else values + zero.astype(np.float32)
         return cast(shifted, to, saturate)
-    wide = np.rint(values if values.dtype != np.float16 else values.astype(np.float32))
+    wide: Array = np.rint(widened(values))
     if zero is not None:
         wide = wide + zero.astype(wide.dtype)
     low, high = integer_range(to)
     # fmax takes the number beside a NaN, whose conversion would depend on the machine
-    limited = np.fmin(np.fmax(wide, low), high)
-    return limited.astype(np.int32).astype(numpy_dtype(to))
+    limited: Array = np.fmin(np.fmax(wide, low), high)
+    whole = limited.astype(np.int8) if to in NARROW_INTEGERS else limited
+    return whole.astype(numpy_dtype(to))
 
 
 @quiet

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from halfbyte.ir.graph import Graph, Node
+from halfbyte.ir.dtypes import numpy_dtype
+from halfbyte.ir.graph import Graph, Node, Value
 from halfbyte.ir.ops.elementwise import UNARY, elementwise, predicate, unary
 from halfbyte.ir.ops.old_forms import constant, consuming, renewed, set_inputs
 from halfbyte.ir.ops.spec import (
@@ -83,23 +84,20 @@ def upgrade_clip(graph: Graph, node: Node) -> bool:
     data = required_input(node, 0)
     if data.dtype not in ("float16", "bfloat16", "float32", "float64"):
         return False
-    values = []
+    values: list[Value | None] = []
     for name, widest in (("min", -LARGEST), ("max", LARGEST)):
         limit = node.attributes.get(name)
         if data.dtype == "float64" and node.since_version > 1:
             limit = widest if limit is None else limit
-        free = limit is None or (data.dtype != "float64" and abs(limit) >= LARGEST)
-        values.append(None if free else constant(graph, node, name, _as(limit, data.dtype)))
+        if limit is None or (data.dtype != "float64" and abs(limit) >= LARGEST):
+            values.append(None)
+        else:
+            array = np.asarray(limit).astype(numpy_dtype(data.dtype))
+            values.append(constant(graph, node, name, array))
     while values and values[-1] is None:
         values.pop()
     set_inputs(graph, node, [data, *values])
     return renewed(node, 13, "min", "max", "consumed_inputs")
-
-
-def _as(value: float, dtype: str) -> Array:
-    from halfbyte.ir.dtypes import numpy_dtype
-
-    return np.asarray(value).astype(numpy_dtype(dtype))
 
 
 def positive_cases() -> list[Case]:

@@ -20,14 +20,14 @@ def is_floating(array: Array) -> bool:
 
 def widened(array: Any) -> Array:
     """Return 16-bit floats as float32 and everything else as it is."""
-    array = np.asarray(array)
-    return array.astype(np.float32) if array.dtype.name in NARROW else array
+    found: Array = np.asarray(array)
+    return found.astype(np.float32) if found.dtype.name in NARROW else found
 
 
 def doubled(array: Any) -> Array:
     """Return floats as float64 and everything else as it is."""
-    array = np.asarray(array)
-    return array.astype(np.float64) if is_floating(array) else array
+    found: Array = np.asarray(array)
+    return found.astype(np.float64) if is_floating(found) else found
 
 
 def quiet(evaluate: Evaluate) -> Evaluate:
