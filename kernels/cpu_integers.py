@@ -161,11 +161,14 @@ class ByteConvolution:
         rows = np.ascontiguousarray(weight).reshape(weight.shape[0], -1)
         self._sums = _Sums(rows, weight_zero)
         self._zero = self._sums.native_zero()
-        depth = rows.shape[1]
+        self._weight = unsigned(rows)
         if weight.shape[1] != 1:
-            depth = -(-depth // ALIGN) * ALIGN
-        self._weight = np.zeros((rows.shape[0], depth), np.int8)
-        self._weight[:, : rows.shape[1]] = rows
+            depth = -(-rows.shape[1] // ALIGN) * ALIGN
+            padded = np.zeros((len(rows), depth), np.uint8)
+            padded[:, : rows.shape[1]] = unsigned(rows)
+            step = int(native().integer_row_step())
+            self._weight = np.empty((len(rows), depth // ALIGN * step), np.uint8)
+            native().spread_bytes(padded, self._weight)
 
     def __call__(
         self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None
@@ -178,7 +181,7 @@ class ByteConvolution:
             unsigned(x),
             signed,
             byte_zero,
-            unsigned(self._weight),
+            self._weight,
             self._sums.offset(byte_zero, bias),
             self._zero,
             finish.scale,

@@ -57,6 +57,15 @@ void pack_b(nb::object b, int64_t n, int64_t k, bool b_rows, nb::object out) {
     integers().pack_b(source.data<const int8_t>(), n, k, depth, b_rows, target.data<int8_t>());
 }
 
+// Signed rows [rows, depth], depth a multiple of 4, as the convolution reads them.
+void spread_bytes(nb::object rows, nb::object out) {
+    const Array source("spread_bytes", "rows", rows, "B");
+    const Array target("spread_bytes", "out", out, "B", true);
+    require_size("spread_bytes", "out", target, source.size() / 4 * integers().row_step);
+    integers().spread_rows(source.data<const uint8_t>(), source.size(), true,
+                           target.data<uint8_t>());
+}
+
 void byte_product(nb::object a, nb::object b, int64_t n, nb::object offset, nb::object weight_zero,
                   nb::object scale, nb::object shift, float low, float high, int zero,
                   bool is_signed, int kind, nb::object out) {
@@ -122,7 +131,8 @@ void byte_conv(nb::object x, bool x_signed, int x_zero, nb::object weight, nb::o
     const bool depthwise = in_group == 1;
     job.depth = depthwise ? taps : round_up(in_group * taps, 4);
     require_size(where, "x", source, job.batch * job.in_channels * job.h * job.w);
-    require_size(where, "weight", filter, job.out_channels * job.depth);
+    const int64_t stored = depthwise ? taps : job.depth / 4 * integers().row_step;
+    require_size(where, "weight", filter, job.out_channels * stored);
     require_size(where, "out", finish.out, job.batch * job.out_channels * job.oh * job.ow);
     job.x = source.data<const uint8_t>();
     job.x_flip = x_signed ? 0x80 : 0;
@@ -217,7 +227,9 @@ void add_bytes(nb::object a, nb::object b, bool a_signed, bool b_signed, float s
 void bind_integers(nb::module_& m) {
     m.def("integer_panel", [] { return integers().panel; });
     m.def("integer_shift", [] { return integers().shift; });
+    m.def("integer_row_step", [] { return integers().row_step; });
     m.def("pack_bytes", &pack_b);
+    m.def("spread_bytes", &spread_bytes);
     m.def("byte_product", &byte_product, nb::arg("a"), nb::arg("b"), nb::arg("n"),
           nb::arg("offset"), nb::arg("weight_zero").none(), nb::arg("scale"),
           nb::arg("shift").none(), nb::arg("low"), nb::arg("high"), nb::arg("zero"),

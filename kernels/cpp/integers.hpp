@@ -26,7 +26,7 @@ struct ByteConvJob {
     const uint8_t* x = nullptr;
     uint8_t x_flip = 0;                    // 0x80 where x holds signed bytes
     uint8_t x_zero = 0;                    // after the flip: what padding holds
-    const int8_t* weight = nullptr;        // [out_channels, depth], depth a multiple of 4
+    const int8_t* weight = nullptr;        // [out_channels, depth] as spread_rows lays it out
     const int32_t* offset = nullptr;       // [out_channels]
     const int32_t* weight_zero = nullptr;  // [out_channels] or null: 0
     Requantize finish;
@@ -59,9 +59,10 @@ struct ByteAdd {
 
 // Entry points of one instruction set, beside KernelTable.
 struct IntegerTable {
-    int64_t panel;  // columns of a packed panel of b
-    int64_t
-        shift;  // what the products take off unsigned bytes: offsets carry shift * (sum of weights)
+    int64_t panel;     // columns of a packed panel of b
+    int64_t row_step;  // bytes for each four of the depth in spread rows
+    int64_t shift;     // taken off unsigned bytes: offsets carry shift * (sum of weights)
+    void (*spread_rows)(const uint8_t* bytes, int64_t n, bool is_signed, uint8_t* out);
     void (*pack_b)(const int8_t* b, int64_t n, int64_t k, int64_t depth, bool b_rows, int8_t* out);
     void (*product_task)(const ByteProductJob&, int64_t task);
     void (*conv_task)(const ByteConvJob&, int64_t task);

@@ -69,15 +69,24 @@ static void gather_pixels(const ByteConvJob& job, const uint8_t* plane, int64_t 
     }
 }
 
-// The panel of a tile: job.depth rows, `width` pixels of kPanel.
-static void gather_panel(const ByteConvJob& job, const uint8_t* x, int64_t p0, int64_t width,
-                         uint8_t* out) {
+constexpr int64_t kTilePanels = 8;
+constexpr int64_t kTileBytes = 1 << 17;
+
+// How many panels of one depth are gathered at a time: they stay in the second cache.
+static int64_t tile_panels(int64_t depth) {
+    const int64_t fitting = kTileBytes / (depth * kPanel);
+    return fitting < 1 ? 1 : fitting < kTilePanels ? fitting : kTilePanels;
+}
+
+// The panels of a tile, one after the other: job.depth rows each.
+static void gather_panels(const ByteConvJob& job, const uint8_t* x, int64_t p0, int64_t width,
+                          uint8_t* out) {
     const int64_t taps = job.kh * job.kw, real = job.in_channels / job.groups * taps;
     const bool direct = taps == 1 && job.stride_h == 1 && job.stride_w == 1 && !job.x_flip &&
                         job.pad_top == 0 && job.pad_left == 0 && job.oh == job.h && job.ow == job.w;
-    uint8_t held[4][kPanel];
-    static const uint8_t nothing[kPanel] = {};
-    for (int64_t k = 0; k < job.depth; k += 4, out += 4 * kPanel) {
+    uint8_t held[4][kTilePanels * kPanel];
+    static const uint8_t nothing[kTilePanels * kPanel] = {};
+    for (int64_t k = 0; k < job.depth; k += 4) {
         const uint8_t* rows[4];
         for (int64_t r = 0; r < 4; ++r) {
             const int64_t at = k + r;
@@ -92,9 +101,14 @@ static void gather_panel(const ByteConvJob& job, const uint8_t* x, int64_t p0, i
                 rows[r] = held[r];
             }
         }
-        interleave_rows(rows, width, out);
-        if (width < kPanel) {
-            std::memset(out + 4 * width, 0, static_cast<size_t>(4 * (kPanel - width)));
+        for (int64_t j = 0; j < width; j += kPanel) {
+            const int64_t count = width - j < kPanel ? width - j : kPanel;
+            const uint8_t* from[4] = {rows[0] + j, rows[1] + j, rows[2] + j, rows[3] + j};
+            uint8_t* to = out + j * job.depth + k * kPanel;
+            interleave_rows(from, count, to);
+            if (count < kPanel) {
+                std::memset(to + 4 * count, 0, static_cast<size_t>(4 * (kPanel - count)));
+            }
         }
     }
 }
@@ -118,6 +132,29 @@ static void finish_pixels(const ByteConvJob& job, const int32_t* sums, const int
     }
 }
 
+// All channels of a task against the gathered pixels [p0, p0 + width).
+static void conv_tile(const ByteConvJob& job, const uint8_t* panels, const int32_t* totals,
+                      int64_t image, int64_t channel, int64_t end, int64_t p0, int64_t width) {
+    constexpr int64_t kBlock = 8 * kByteRows;
+    const int64_t stride = job.depth / 4 * kRowStep, pixels = job.oh * job.ow;
+    int32_t sums[kBlock * kPanel];
+    for (int64_t c = channel; c < end; c += kBlock) {
+        const int64_t rows = end - c < kBlock ? end - c : kBlock;
+        const auto* weight = reinterpret_cast<const uint8_t*>(job.weight) + c * stride;
+        for (int64_t j = 0; j < width; j += kPanel) {
+            const int64_t count = width - j < kPanel ? width - j : kPanel;
+            const int vectors = static_cast<int>((count + W - 1) / W);
+            byte_block<false>(rows, vectors, job.depth, weight, stride, panels + j * job.depth,
+                              sums);
+            for (int64_t i = 0; i < rows; ++i) {
+                const int64_t at = (image * job.out_channels + c + i) * pixels + p0 + j;
+                finish_pixels(job, sums + i * vectors * W, totals ? totals + j : nullptr, c + i, at,
+                              count);
+            }
+        }
+    }
+}
+
 static void byte_conv_task(const ByteConvJob& job, int64_t task) {
     const int64_t pixels = job.oh * job.ow, tiles = (pixels + job.columns - 1) / job.columns;
     const int64_t channels = job.out_channels / job.groups;
@@ -130,27 +167,21 @@ static void byte_conv_task(const ByteConvJob& job, int64_t task) {
     const int64_t c0 = part * job.rows;
     const int64_t c1 = c0 + job.rows < channels ? c0 + job.rows : channels;
     const int64_t end = (tile + 1) * job.columns < pixels ? (tile + 1) * job.columns : pixels;
-    auto* panel = static_cast<uint8_t*>(thread_scratch(Scratch::panel, job.depth * kPanel));
-    constexpr int64_t kBlock = 8 * kByteRows;
-    int32_t sums[kBlock * kPanel], totals[kPanel];
-    for (int64_t p0 = tile * job.columns; p0 < end; p0 += kPanel) {
-        const int64_t width = end - p0 < kPanel ? end - p0 : kPanel;
-        const int vectors = static_cast<int>((width + W - 1) / W);
-        gather_panel(job, x, p0, width, panel);
+    const int64_t step = tile_panels(job.depth) * kPanel;
+    auto* panels = static_cast<uint8_t*>(thread_scratch(Scratch::panel, job.depth * step));
+    int32_t totals[kTilePanels * kPanel];
+    for (int64_t p0 = tile * job.columns; p0 < end; p0 += step) {
+        const int64_t width = end - p0 < step ? end - p0 : step;
+        gather_panels(job, x, p0, width, panels);
         if (job.weight_zero) {
-            for (int64_t j = 0; j < kPanel; ++j) totals[j] = 0;
-            for (int64_t k = 0; k < job.depth * kPanel; ++k) totals[k / 4 % kPanel] += panel[k];
-        }
-        for (int64_t c = c0; c < c1; c += kBlock) {
-            const int64_t rows = c1 - c < kBlock ? c1 - c : kBlock, channel = group * channels + c;
-            const auto* weight = reinterpret_cast<const uint8_t*>(job.weight) + channel * job.depth;
-            byte_block<false>(rows, vectors, job.depth, weight, job.depth, panel, sums);
-            for (int64_t i = 0; i < rows; ++i) {
-                const int64_t at = (image * job.out_channels + channel + i) * pixels + p0;
-                finish_pixels(job, sums + i * vectors * W, job.weight_zero ? totals : nullptr,
-                              channel + i, at, width);
+            for (int64_t j = 0; j < step; ++j) totals[j] = 0;
+            for (int64_t j = 0; j < width; j += kPanel) {
+                for (int64_t k = 0; k < job.depth * kPanel; ++k)
+                    totals[j + k / 4 % kPanel] += panels[j * job.depth + k];
             }
         }
+        conv_tile(job, panels, job.weight_zero ? totals : nullptr, image, group * channels + c0,
+                  group * channels + c1, p0, width);
     }
 }
 

@@ -13,6 +13,9 @@ HB_INLINE I broadcast_word(const void* p) {
     return iset1(word);
 }
 
+// Rows that are broadcast lie in memory as the dot product wants them: kRowStep bytes for each
+// four of the depth.
+
 #if defined(HB_AVX512)
 
 constexpr int kShift = 0;
@@ -25,6 +28,13 @@ struct Signed {
 HB_INLINE Unsigned as_unsigned(I v) { return {v}; }
 HB_INLINE Signed as_signed(I v) { return {v}; }
 HB_INLINE I byte_dot(I acc, Unsigned u, Signed s) { return _mm512_dpbusd_epi32(acc, u.v, s.v); }
+constexpr int kRowStep = 4;
+HB_INLINE Unsigned broadcast_unsigned(const uint8_t* p) { return as_unsigned(broadcast_word(p)); }
+HB_INLINE Signed broadcast_signed(const uint8_t* p) { return as_signed(broadcast_word(p)); }
+static void spread_rows(const uint8_t* bytes, int64_t n, bool, uint8_t* out) {
+    std::memcpy(out, bytes, static_cast<size_t>(n));
+}
+HB_INLINE void istore(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
 HB_INLINE I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
 HB_INLINE I imul(I a, I b) { return _mm512_mullo_epi32(a, b); }
 
@@ -49,6 +59,26 @@ HB_INLINE I byte_dot(I acc, const Unsigned& u, const Signed& s) {
         _mm256_add_epi32(_mm256_madd_epi16(u.even, s.even), _mm256_madd_epi16(u.odd, s.odd));
     return _mm256_add_epi32(acc, pairs);
 }
+// Even and odd bytes as 16 bits each.
+constexpr int kRowStep = 8;
+HB_INLINE Unsigned broadcast_unsigned(const uint8_t* p) {
+    return {broadcast_word(p), broadcast_word(p + 4)};
+}
+HB_INLINE Signed broadcast_signed(const uint8_t* p) {
+    return {broadcast_word(p), broadcast_word(p + 4)};
+}
+static void spread_rows(const uint8_t* bytes, int64_t n, bool is_signed, uint8_t* out) {
+    for (int64_t i = 0; i < n; i += 4, out += 8) {
+        int16_t words[4];
+        for (int k = 0; k < 4; ++k) {
+            const uint8_t byte = bytes[i + k];
+            words[k % 2 * 2 + k / 2] =
+                is_signed ? static_cast<int16_t>(static_cast<int8_t>(byte)) : byte;
+        }
+        std::memcpy(out, words, 8);
+    }
+}
+HB_INLINE void istore(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 HB_INLINE I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
 HB_INLINE I imul(I a, I b) { return _mm256_mullo_epi32(a, b); }
 
@@ -70,6 +100,16 @@ HB_INLINE Signed as_signed(I v) { return {vreinterpretq_s8_s32(v.lo), vreinterpr
 HB_INLINE I byte_dot(I acc, const Unsigned& u, const Signed& s) {
     return {vdotq_s32(acc.lo, u.lo, s.lo), vdotq_s32(acc.hi, u.hi, s.hi)};
 }
+constexpr int kRowStep = 4;
+HB_INLINE Unsigned broadcast_unsigned(const uint8_t* p) { return as_unsigned(broadcast_word(p)); }
+HB_INLINE Signed broadcast_signed(const uint8_t* p) { return as_signed(broadcast_word(p)); }
+static void spread_rows(const uint8_t* bytes, int64_t n, bool, uint8_t* out) {
+    std::memcpy(out, bytes, static_cast<size_t>(n));
+}
+HB_INLINE void istore(int32_t* p, I v) {
+    vst1q_s32(p, v.lo);
+    vst1q_s32(p + 4, v.hi);
+}
 HB_INLINE I iadd(I a, I b) { return {vaddq_s32(a.lo, b.lo), vaddq_s32(a.hi, b.hi)}; }
 HB_INLINE I imul(I a, I b) { return {vmulq_s32(a.lo, b.lo), vmulq_s32(a.hi, b.hi)}; }
 
@@ -87,6 +127,13 @@ HB_INLINE Signed as_signed(I v) { return {v}; }
 HB_INLINE I byte_dot(I acc, const Unsigned& u, const Signed& s) {
     return dot4<false>(acc, u.v, s.v);
 }
+constexpr int kRowStep = 4;
+HB_INLINE Unsigned broadcast_unsigned(const uint8_t* p) { return as_unsigned(broadcast_word(p)); }
+HB_INLINE Signed broadcast_signed(const uint8_t* p) { return as_signed(broadcast_word(p)); }
+static void spread_rows(const uint8_t* bytes, int64_t n, bool, uint8_t* out) {
+    std::memcpy(out, bytes, static_cast<size_t>(n));
+}
+HB_INLINE void istore(int32_t* p, I v) { std::memcpy(p, v.v, sizeof v.v); }
 HB_INLINE I iadd(I a, I b) {
     for (int i = 0; i < W; ++i) a.v[i] += b.v[i];
     return a;

@@ -28,20 +28,20 @@ HB_INLINE void byte_tile(int64_t depth, const uint8_t* rows, int64_t stride, con
             Signed b[NV];
             for (int n = 0; n < NV; ++n) b[n] = as_signed(iload(panel + 4 * n * W));
             for (int i = 0; i < MR; ++i) {
-                const Unsigned a = as_unsigned(broadcast_word(rows + i * stride + p));
+                const Unsigned a = broadcast_unsigned(rows + i * stride + p / 4 * kRowStep);
                 for (int n = 0; n < NV; ++n) acc[i][n] = byte_dot(acc[i][n], a, b[n]);
             }
         } else {
             Unsigned b[NV];
             for (int n = 0; n < NV; ++n) b[n] = as_unsigned(iload(panel + 4 * n * W));
             for (int i = 0; i < MR; ++i) {
-                const Signed a = as_signed(broadcast_word(rows + i * stride + p));
+                const Signed a = broadcast_signed(rows + i * stride + p / 4 * kRowStep);
                 for (int n = 0; n < NV; ++n) acc[i][n] = byte_dot(acc[i][n], b[n], a);
             }
         }
     }
     for (int i = 0; i < MR; ++i) {
-        for (int n = 0; n < NV; ++n) std::memcpy(out + (i * NV + n) * W, &acc[i][n], sizeof(I));
+        for (int n = 0; n < NV; ++n) istore(out + (i * NV + n) * W, acc[i][n]);
     }
 }
 
@@ -73,7 +73,7 @@ static void byte_block(int64_t rows, int vectors, int64_t depth, const uint8_t* 
 // W sums as they are.
 HB_INLINE void put_sums(const Requantize& to, I sum, int64_t at, int64_t count) {
     int32_t lanes[W];
-    std::memcpy(lanes, &sum, sizeof lanes);
+    istore(lanes, sum);
     std::memcpy(static_cast<int32_t*>(to.out) + at, lanes,
                 static_cast<size_t>(4 * (count < W ? count : W)));
 }
@@ -150,15 +150,17 @@ static void byte_product_task(const ByteProductJob& job, int64_t task) {
     const int64_t last = first + job.columns < job.n ? first + job.columns : job.n;
     const int64_t m1 = m0 + job.rows < job.m ? m0 + job.rows : job.m;
     constexpr int64_t kBlock = 8 * kByteRows;
+    const int64_t stride = job.depth / 4 * kRowStep;
+    auto* spread = static_cast<uint8_t*>(thread_scratch(Scratch::panel, kBlock * stride));
     int32_t sums[kBlock * kPanel];
-    for (int64_t n0 = first; n0 < last; n0 += kPanel) {
-        const int64_t width = last - n0 < kPanel ? last - n0 : kPanel;
-        const int vectors = static_cast<int>((width + W - 1) / W);
-        const auto* panel = reinterpret_cast<const uint8_t*>(job.b) + n0 * job.depth;
-        for (int64_t m = m0; m < m1; m += kBlock) {
-            const int64_t rows = m1 - m < kBlock ? m1 - m : kBlock;
-            byte_block<true>(rows, vectors, job.depth, job.a + m * job.depth, job.depth, panel,
-                             sums);
+    for (int64_t m = m0; m < m1; m += kBlock) {
+        const int64_t rows = m1 - m < kBlock ? m1 - m : kBlock;
+        spread_rows(job.a + m * job.depth, rows * job.depth, false, spread);
+        for (int64_t n0 = first; n0 < last; n0 += kPanel) {
+            const int64_t width = last - n0 < kPanel ? last - n0 : kPanel;
+            const int vectors = static_cast<int>((width + W - 1) / W);
+            const auto* panel = reinterpret_cast<const uint8_t*>(job.b) + n0 * job.depth;
+            byte_block<true>(rows, vectors, job.depth, spread, stride, panel, sums);
             for (int64_t i = 0; i < rows; ++i)
                 finish_columns(job, sums + i * vectors * W, m + i, n0, width);
         }

@@ -17,13 +17,22 @@
 
 namespace halfbyte {
 
+// clang-format off
 const IntegerTable HB_INTEGERS = {
-    HB_ISA::kPanel,           HB_ISA::kShift,
-    HB_ISA::pack_byte_panels, HB_ISA::byte_product_task,
-    HB_ISA::byte_conv_task,   HB_ISA::byte_depthwise_task,
-    HB_ISA::quantize_bytes,   HB_ISA::dequantize_bytes,
-    HB_ISA::value_range,      HB_ISA::add_bytes,
+    HB_ISA::kPanel,
+    HB_ISA::kRowStep,
+    HB_ISA::kShift,
+    HB_ISA::spread_rows,
+    HB_ISA::pack_byte_panels,
+    HB_ISA::byte_product_task,
+    HB_ISA::byte_conv_task,
+    HB_ISA::byte_depthwise_task,
+    HB_ISA::quantize_bytes,
+    HB_ISA::dequantize_bytes,
+    HB_ISA::value_range,
+    HB_ISA::add_bytes,
     HB_ISA::look_up_bytes,
 };
+// clang-format on
 
 }  // namespace halfbyte
