@@ -171,7 +171,7 @@ def _parts(tensor: Tensor, grid: Grid, container: Container, blocked: bool) -> d
     groups = -(-columns // grid.group_size) if blocked else 1
     table: dict[str, tuple[np.dtype[Any], int, Callable[[int, int], Array]]] = {
         "codes": (codes, columns, lambda a, b: _codes(tensor, container, a, b)),
-        "scales": (scales, groups, lambda a, b: _scales(tensor, a, b).scale.astype(scales)),
+        "scales": (scales, groups, lambda a, b: scales_of(tensor, a, b).scale.astype(scales)),
     }
     if container.has_zero_points:
         table["zero_points"] = (codes, groups, lambda a, b: _zeros(tensor, container, a, b))
@@ -194,7 +194,7 @@ def _codes(tensor: Tensor, container: Container, start: int, stop: int) -> Array
     return (unpacked.codes - container.shift).astype(np.int16).astype(numpy_dtype(container.dtype))
 
 
-def _scales(tensor: Tensor, start: int, stop: int) -> Scales:
+def scales_of(tensor: Tensor, start: int, stop: int) -> Scales:
     """Return the scales of some rows, without their codes where they are a part of their own."""
     if isinstance(tensor.encoding, Affine):
         names = [name for name in tensor.parts if name != "codes"]
@@ -204,7 +204,7 @@ def _scales(tensor: Tensor, start: int, stop: int) -> Scales:
 
 
 def _zeros(tensor: Tensor, container: Container, start: int, stop: int) -> Array:
-    zero = _scales(tensor, start, stop).zero_point
+    zero = scales_of(tensor, start, stop).zero_point
     assert zero is not None
     shifted = np.asarray(zero).astype(np.int32) - container.shift
     limit = (1 << int(container.dtype.removeprefix("uint"))) - 1
@@ -214,7 +214,7 @@ def _zeros(tensor: Tensor, container: Container, start: int, stop: int) -> Array
 
 
 def _offsets(tensor: Tensor, start: int, stop: int) -> Array:
-    scales = _scales(tensor, start, stop)
+    scales = scales_of(tensor, start, stop)
     if scales.offset is not None:
         return scales.offset
     assert scales.zero_point is not None

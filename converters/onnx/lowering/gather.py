@@ -16,6 +16,7 @@ def lower(rewriter: Rewriter, node: Node) -> None:
     axis = attribute(node, "axis", 0)
     if table.constant is not None and isinstance(table.constant.encoding, Dense):
         rows = rewriter.add("Gather", table, indices, axis=axis)
+        rows.dtype = table.dtype
         rewriter.replace(node, rewriter.cast(rows, dtype))
         return
     plain = plain_value(rewriter, table, dtype)

@@ -1,5 +1,7 @@
 """`halfbyte.Linear`: MatMul with the transposed weight, or Gemm, which takes it as it lies.
 
+For onnxruntime, codes of up to 4 bits go to its MatMulNBits.
+
 A weight that only such nodes read is stored transposed, under its own name; one that others read
 too (a tied embedding) is stored once and turned by a Transpose, which runtimes fold.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 from functools import partial
 
 from halfbyte.converters.onnx.lowering.dequantized import dequantized
+from halfbyte.converters.onnx.lowering.matmul_nbits import matmul_nbits
 from halfbyte.converters.onnx.lowering.rewriter import Rewriter
 from halfbyte.converters.onnx.lowering.stored_constants import plain_value
 from halfbyte.ir.encodings.dense import Dense
@@ -32,7 +35,9 @@ def lower(rewriter: Rewriter, node: Node) -> None:
         inputs += [] if bias is None else [bias]
         rewriter.replace(node, rewriter.add("Gemm", *inputs, transB=1))
         return
-    product = rewriter.add("MatMul", data, _transposed(rewriter, weight, dtype))
+    product = matmul_nbits(rewriter, data, weight, dtype)
+    if product is None:
+        product = rewriter.add("MatMul", data, _transposed(rewriter, weight, dtype))
     if bias is not None:
         product = rewriter.add("Add", product, bias)
     rewriter.replace(node, product)

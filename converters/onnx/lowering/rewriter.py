@@ -15,6 +15,8 @@ from halfbyte.ir.ops import infer, since_version
 from halfbyte.ir.ops.spec import UNKNOWN
 from halfbyte.ir.tensor import Tensor, tensor_from_array
 
+MICROSOFT = "com.microsoft"
+
 
 @dataclass
 class Rewriter:
@@ -49,6 +51,18 @@ class Rewriter:
         for value, kind in zip(made, infer(node), strict=False):
             value.dtype, value.shape = kind.dtype, kind.shape
         return made[0]
+
+    def add_foreign(
+        self, op: str, *inputs: Value, dtype: str, shape: Sequence[Dim] | None, **attributes: Any
+    ) -> Value:
+        """Add a node of onnxruntime's domain before the one that is replaced."""
+        at = self.at
+        stem = at.outputs[0].name if at is not None else op.lower()
+        made = Value(self.graph.fresh_name(f"{stem}.{op.lower()}"), dtype)
+        made.shape = None if shape is None else tuple(shape)
+        layer = None if at is None else at.layer
+        self.graph.insert(Node(op, list(inputs), [made], attributes, MICROSOFT, 1, layer), at)
+        return made
 
     def constant(self, name: str, values: Any, dtype: str = "int64") -> Value:
         """Return a small constant; equal ones are made once."""
