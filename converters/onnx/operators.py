@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from halfbyte.converters.onnx.contrib import CONTRIB, DOMAIN, IN_STANDARD_DOMAIN
+from halfbyte.converters.onnx.contrib import CONTRIB, DOMAIN, GRADIENT, IN_STANDARD_DOMAIN
 from halfbyte.converters.onnx.messages import FunctionMessage, NodeMessage
 from halfbyte.converters.onnx.scope import inner_graphs, standard_domain
 from halfbyte.ir.ops import OPS, op_key, since_version
@@ -15,7 +15,7 @@ def version_of(domain: str, op: str, opsets: Mapping[str, int]) -> int | None:
     """Return the version of an operator that is in force, None where it is unknown."""
     opset = opsets.get(domain, 1)
     key = op_key(op, domain)
-    if domain == DOMAIN:
+    if domain == DOMAIN or (domain, op) == GRADIENT:
         return 1 if op in CONTRIB else None
     version = since_version(key, opset) if key in OPS else None
     if version is None and domain == "" and op in IN_STANDARD_DOMAIN:

@@ -120,4 +120,3 @@ def run_light(case: TestCase, backend: ModuleType) -> None:
     files = [path.with_name(f"{path.stem}_output_{i}.pb") for i in range(len(model.graph.output))]
     outputs = [onnx.numpy_helper.to_array(onnx.load_tensor(str(file))) for file in files]
     compare(case, outputs, backend.prepare(model, "CPU").run(inputs))
-

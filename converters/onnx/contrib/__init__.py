@@ -1,5 +1,7 @@
 """Operators of onnxruntime's domain `com.microsoft`, each put in terms of standard ones.
 
+So is the standard's Gradient, which differentiates the graph that it stands in.
+
 Each module has `lower(graph, node)`, which replaces the node in place by nodes of ai.onnx and
 halfbyte with the same meaning.
 """
@@ -13,6 +15,7 @@ from halfbyte.ir.graph import Graph, Node
 from halfbyte.ir.ops import OPS, op_key, spec_of
 
 DOMAIN = "com.microsoft"
+GRADIENT = "ai.onnx.preview.training", "Gradient"
 FAMILIES: dict[str, tuple[str, ...]] = {
     "matmul_nbits": ("MatMulNBits",),
     "gather_block_quantized": ("GatherBlockQuantized",),
@@ -27,6 +30,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("SimplifiedLayerNormalization", "LayerNormalization"),
     ),
     "activation": ("Gelu", "BiasGelu", "FastGelu", "QuickGelu", "BiasSplitGelu", "BiasAdd"),
+    "gradient": ("Gradient",),
     "fused": (
         *("FusedMatMul", "TransposeMatMul", "FusedGemm", "FusedMatMulActivation"),
         *("FusedConv", "NhwcConv", "NhwcFusedConv", "NhwcMaxPool"),
@@ -55,7 +59,7 @@ IN_STANDARD_DOMAIN = frozenset({"SimplifiedLayerNormalization", "LayerNormalizat
 
 def is_contrib(node: Node) -> bool:
     """Whether a node is an operator of onnxruntime's own."""
-    if node.domain == DOMAIN:
+    if node.domain == DOMAIN or (node.domain, node.op) == GRADIENT:
         return True
     in_standard = node.domain == "" and node.op in IN_STANDARD_DOMAIN
     return in_standard and (node.op not in OPS or node.since_version < 17)
