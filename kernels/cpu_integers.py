@@ -66,18 +66,24 @@ class _Sums:
         self.depth = rows.shape[1]
         has_zero = weight_zero is not None and np.any(weight_zero)
         self.zero = np.asarray(weight_zero, np.int64) if has_zero else None
+        self._latest: tuple[int, Int32 | None, Int32] | None = None
 
     def native_zero(self) -> Int32 | None:
         return None if self.zero is None else self.zero.astype(np.int32)
 
     def offset(self, x_zero: int, bias: Int32 | None) -> Int32:
         """Return what is added to the raw sums; x_zero is that of unsigned bytes."""
+        latest = self._latest
+        if latest is not None and latest[0] == x_zero and latest[1] is bias:
+            return latest[2]
         found = (int(native().integer_shift()) - x_zero) * self.weights
         if self.zero is not None:
             found = found + x_zero * self.depth * self.zero
         if bias is not None:
             found = found + bias
-        return found.astype(np.int32)
+        offset: Int32 = found.astype(np.int32)
+        self._latest = x_zero, bias, offset
+        return offset
 
 
 class ByteProduct:
