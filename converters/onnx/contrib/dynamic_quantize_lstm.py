@@ -83,10 +83,11 @@ def first_state(at: Lowering, place: int, index: int, batch: Value, hidden: int)
 
 def step(at: Lowering, index: int, hidden: int) -> Graph:
     """Return the graph of one step: states [batch, hidden] and the input's share of the gates."""
+    name = f"{at.node.outputs[0].name or at.node.op}.step.{index}"
     body = Graph("step")
     h, c = (body.add_input(name, "float32", ("batch", hidden)) for name in ("h", "c"))
     share = body.add_input("share", "float32", ("batch", GATES * hidden))
-    end = body.insert(Node("Identity", [share], [Value("end", "float32", share.shape)]))
+    end = body.insert(Node("Identity", [share], [Value(name, "float32", share.shape)]))
     inside = Lowering(body, end)
     stored = [np.ascontiguousarray(at.stored(i).numpy()[index]) for i in (R, R_ZERO, R_SCALE)]
     weight, zero, scale = (inside.array(array) for array in stored)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from halfbyte.converters.onnx.contrib.constant_inputs import make_constant
 from halfbyte.errors import GraphError, UnsupportedError
 from halfbyte.ir.graph import CANONICAL_OPSET, Graph, Node, Value
 from halfbyte.ir.ops import op_key, since_version, spec_of
@@ -58,11 +59,13 @@ class Lowering:
         return found
 
     def stored(self, index: int) -> Tensor:
-        """Return the tensor of an input that must be a constant.
+        """Return the tensor of an input that must be a constant, or follow from constants.
 
         Raises:
             UnsupportedError: it is computed while the model runs.
         """
+        if self.need(index).constant is None:
+            make_constant(self.graph, self.need(index))
         value = self.need(index)
         if value.constant is None:
             raise self.refuse(f"input {index} ({value.name!r}) that is no constant")
