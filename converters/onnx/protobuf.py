@@ -386,8 +386,8 @@ def mapped(path: Path) -> Iterator[mmap.mmap]:
     with path.open("rb") as stream:
         if not os.fstat(stream.fileno()).st_size:
             raise FormatError(path, "the file is empty; copy it again")
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield data
+        # Not closed here: arrays over it may live on in the frames of an error being raised.
+        yield mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def parse(path: Path, data: mmap.mmap | bytes) -> tuple[Buffer, ModelMessage]:
