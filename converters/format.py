@@ -36,12 +36,16 @@ class WriteOptions:
 
 @dataclass(frozen=True)
 class WrittenTensor:
-    """One tensor as it lies in the output: its new name and bytes."""
+    """One tensor as it lies in the output: its new name and bytes.
+
+    verdict: where the container says an encoding's values in its own way, how exactly it does.
+    """
 
     source_name: str
     name: str
     encoding: str
     nbytes: int
+    verdict: str = ""
 
 
 class Format(Protocol):

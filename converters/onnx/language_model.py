@@ -9,6 +9,7 @@ from halfbyte.converters.onnx import metadata
 from halfbyte.converters.onnx.genai import genai_files
 from halfbyte.converters.onnx.language.export import ORT, Export, export_graph
 from halfbyte.converters.onnx.language.naming import name_nodes
+from halfbyte.converters.onnx.language.weight_form import verdict_of
 from halfbyte.converters.onnx.writer import write_graph
 from halfbyte.errors import HalfbyteError
 from halfbyte.files import atomic_folder
@@ -81,5 +82,6 @@ def _by_weight(model: Model, export: Export, written: list[WrittenTensor]) -> li
         names = [] if held is None else list(held.constants.values())
         total = sum(nbytes.get(constant, 0) for constant in names)
         shown = names[0] if names else name
-        found.append(WrittenTensor(name, shown, str(tensor.encoding), total))
+        verdict = str(verdict_of(tensor.encoding, tensor.columns))
+        found.append(WrittenTensor(name, shown, str(tensor.encoding), total, verdict))
     return found

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from halfbyte.ir.roles import WeightKey
     from halfbyte.ir.tensor import Tensor
     from halfbyte.quant.overrides import Aliases
-    from halfbyte.quant.plan import Plan
+    from halfbyte.quant.plan import Decision, Plan
 
 Progress = Callable[[int], None]
 ProgressFor = Callable[[int], Progress | None]
@@ -88,6 +88,12 @@ def _refuse_overwriting(source: Path, destination: Path) -> None:
         raise HalfbyteError(f"{destination}: is the source itself; write somewhere else")
 
 
+def _verdict(decision: Decision | None, tensor: WrittenTensor) -> str:
+    """Return what the plan says, or the writer where the plan only kept the encoding."""
+    planned = str(decision.verdict) if decision else "exact"
+    return tensor.verdict if tensor.verdict and planned == "exact" else planned
+
+
 def _verdicts(plan: Plan, written: list[WrittenTensor]) -> list[TensorVerdict]:
     decided = {decision.tensor.name: decision for decision in plan.decisions}
     found = []
@@ -99,7 +105,7 @@ def _verdicts(plan: Plan, written: list[WrittenTensor]) -> list[TensorVerdict]:
                 tensor.source_name,
                 str(decision.source) if decision else tensor.encoding,
                 tensor.encoding,
-                str(decision.verdict) if decision else "exact",
+                _verdict(decision, tensor),
                 tensor.nbytes,
                 decision.tensor.size if decision else 0,
                 decision.reason if decision else "",
@@ -109,7 +115,7 @@ def _verdicts(plan: Plan, written: list[WrittenTensor]) -> list[TensorVerdict]:
 
 
 def _output_bytes(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
+    files = path.rglob("*") if path.is_dir() else [path, path.with_name(f"{path.name}.data")]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 

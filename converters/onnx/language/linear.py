@@ -31,7 +31,7 @@ def linear(builder: OnnxBuilder, x: Value, tensor: Tensor, name: str, contrib: b
         parts.append(_nbits(builder, x, weight, nbits.HIGH, f"{name}/high"))
     extra = weight.extra()
     if extra is not None:
-        sums = group_sums(builder, x, weight.form.group)
+        sums = group_sums(builder, x, weight.form.unit)
         parts.append(_matmul(builder, sums, extra, f"{name}/extra"))
     return _sum(builder, parts, name)
 
@@ -127,7 +127,7 @@ def _whole(builder: OnnxBuilder, weight: QuantizedWeight) -> Value:
             name=f"{weight.name}/dequantized",
             shape=(weight.rows, form.columns),
             axis=1,
-            block_size=form.group,
+            block_size=form.unit,
         )
 
     return builder.once(("dequantized", id(weight)), make)
@@ -188,7 +188,7 @@ def _gathered_blocks(
 
 def _grouped(builder: OnnxBuilder, x: Value, weight: QuantizedWeight, name: str) -> Value:
     leading = (x.shape or ())[:-1]
-    size = (weight.form.groups, weight.form.group)
+    size = (weight.form.groups, weight.form.unit)
     return builder.op(
         "Reshape",
         x,

@@ -109,11 +109,19 @@ class QuantizedWeight:
         )
 
     def number(self, what: str) -> Value:
-        """Return a stored array that is no code, in float32."""
+        """Return a stored array that is no code, in float32, one number for each piece."""
         value = self.constant(what)
-        if value.dtype == FLOAT32:
+        if value.dtype != FLOAT32:
+            value = self._once(f"{what} float32", lambda: self.builder.cast(value, FLOAT32))
+        places = self.form.group_of_piece
+        if places is None:
             return value
-        return self._once(f"{what} float32", lambda: self.builder.cast(value, FLOAT32))
+        index = self.builder.array(f"/constants/pieces/{self.form.columns}", places)
+        name, shape = f"{self.name}/{what}/pieces", (self.rows, self.form.groups)
+        return self._once(
+            f"{what} pieces",
+            lambda: self.builder.op("Gather", value, index, name=name, shape=shape, axis=1),
+        )
 
     def _product(self, left: Value, right: Value, name: str) -> Value:
         return self.builder.op(
@@ -147,14 +155,14 @@ class QuantizedWeight:
         )
 
     def group_scale(self) -> Value:
-        """Return the scale of every group: [rows, groups] float32."""
+        """Return the scale of every piece: [rows, pieces] float32."""
         if self.form.is_composed:
             return self._once("scale", lambda: self._composed("d", "sc", "scale"))
         return self.number("scale")
 
     def scale(self, block: int) -> Value:
         """Return the scale of every block of `block` columns: [rows, columns / block]."""
-        times = self.form.group // block
+        times = self.form.unit // block
         return self._once(
             f"scale {block}",
             lambda: self.repeated(self.group_scale(), self.form.groups, times, "scale"),

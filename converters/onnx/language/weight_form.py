@@ -7,11 +7,13 @@ scales stay integers), so that files stay small and `pack` gives back the same b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from halfbyte.converters.onnx import nbits
 from halfbyte.ir.dtypes import numpy_dtype
@@ -52,9 +54,21 @@ class WeightForm:
         return 1 << (self.bits - 1)
 
     @property
+    def unit(self) -> int:
+        """Return the columns of the largest piece that lies in one group and divides the row."""
+        return math.gcd(self.group, self.columns)
+
+    @property
     def groups(self) -> int:
-        """Return the scales of a row."""
-        return group_count(self.columns, self.group)
+        """Return the pieces of a row."""
+        return self.columns // self.unit
+
+    @property
+    def group_of_piece(self) -> NDArray[np.int64] | None:
+        """Return the group of each piece where groups are no pieces: the last group is short."""
+        if self.unit == self.group:
+            return None
+        return np.arange(self.groups, dtype=np.int64) * self.unit // self.group
 
     @property
     def is_composed(self) -> bool:
@@ -69,7 +83,7 @@ class WeightForm:
     @property
     def block_size(self) -> int:
         """Return the block of MatMulNBits, 0 where the groups fit none."""
-        return nbits.block_size(self.columns, self.group)
+        return nbits.block_size(self.columns, self.unit)
 
     def plane_specs(self, rows: int, style: Style) -> dict[str, PartSpec]:
         """Return type and shape of the arrays that hold codes."""
@@ -145,15 +159,16 @@ class WeightForm:
 
 
 def form_of(encoding: Encoding, columns: int) -> WeightForm | None:
-    """Return the form of an encoding, or None where codes do not lie on a grid of whole groups."""
+    """Return the form of an encoding for rows of a length, or None where it has none here."""
     grid = encoding.grid
     if grid is None or not columns or isinstance(encoding, Dense):
         return None
     group = grid.group_size or columns
     bits = (grid.high - grid.low).bit_length()
-    if columns % group or not 2 <= bits <= 8 or columns % 8:
+    ragged = columns % group != 0
+    if not 2 <= bits <= 8 or columns % 8 or (ragged and grid.act_order):
         return None
-    groups = columns // group
+    groups = group_count(columns, group)
     fields: dict[str, tuple[str, int]] = {}
     if getattr(grid, "composed_scales", False):
         blocks = columns // encoding.block_shape[1]
@@ -173,16 +188,14 @@ def form_of(encoding: Encoding, columns: int) -> WeightForm | None:
     )
 
 
-def verdict_of(encoding: Encoding) -> Verdict:
-    """Return what becomes of values that a graph computes from the stored numbers in float32."""
-    grid = encoding.grid
-    if grid is None:
+def verdict_of(encoding: Encoding, columns: int) -> Verdict:
+    """Return how exactly a graph computes values from the stored numbers, in float32."""
+    form = form_of(encoding, columns)
+    if form is None:
         return Verdict.EXACT
-    if grid.zero in ("offset", "float"):
+    if form.zero in ("offset", "float"):
         return Verdict.EXACT_TO_ROUNDING
-    columns = grid.group_size or 256
-    block = nbits.block_size(columns, columns)
-    return Verdict.EXACT if grid.group_size == block else Verdict.REGROUPED
+    return Verdict.EXACT if form.group in nbits.BLOCK_SIZES else Verdict.REGROUPED
 
 
 def stored_parts(tensor: Tensor, form: WeightForm, style: Style) -> dict[str, Part]:
