@@ -115,7 +115,7 @@ def evaluate_grid_sample(
     shape = (*data.shape[:2], *grid.shape[1:-1])
     if 0 in (*shape, *spatial):
         return [np.zeros(shape, data.dtype)]
-    points = grid.reshape(grid.shape[0], -1, len(spatial))
+    points = grid.reshape(grid.shape[0], int(np.prod(shape[2:])), len(spatial))
     positions = []
     for axis, length in enumerate(spatial):
         given = points[..., len(spatial) - 1 - axis] + 1
@@ -217,21 +217,22 @@ def evaluate_deform(
     shifts = offset.astype(np.float64).reshape(batch * groups, size, rank, *output)
     strides, dilations = (per_axis(attributes, n, rank) for n in ("strides", "dilations"))
     begin, _ = padding(attributes, rank)
-    taps = np.indices(kernel).reshape(rank, size)
+    taps, places = np.indices(kernel).reshape(rank, size), size * int(np.prod(output))
     positions = []
     for axis in range(rank):
         start = np.arange(output[axis]) * strides[axis] - begin[axis]
         first = start.reshape(-1, *(1,) * (rank - 1 - axis))
         step = (taps[axis] * dilations[axis]).reshape(-1, *(1,) * rank)
-        positions.append((shifts[:, :, axis] + first + step).reshape(batch * groups, -1))
+        positions.append((shifts[:, :, axis] + first + step).reshape(batch * groups, places))
     grouped = data.reshape(batch * groups, data.shape[1] // groups, *data.shape[2:])
-    columns = sample(grouped, positions, "linear").reshape(batch, groups, -1, size, *output)
+    columns = sample(grouped, positions, "linear")
+    columns = columns.reshape(batch, groups, grouped.shape[1], size, *output)
     if mask is not None:
         factors = np.asarray(mask).astype(np.float64)
         columns = columns * factors.reshape(batch, groups, 1, size, *output)
     group = attributes["group"]
     rows = weight.astype(np.float64).reshape(group, weight.shape[0] // group, -1)
-    result = rows @ columns.reshape(batch, group, rows.shape[2], -1)
+    result = rows @ columns.reshape(batch, group, rows.shape[2], int(np.prod(output)))
     result = result.reshape(batch, weight.shape[0], *output)
     if bias is not None:
         result = result + np.asarray(bias).astype(np.float64).reshape(-1, *(1,) * rank)
@@ -262,7 +263,8 @@ def evaluate_col2im(
     windows = window_sizes(attributes, image, block)
     narrow = dtype_of(data) in ("float16", "bfloat16", "float32")
     work = work_dtype(dtype_of(data), data.size) if narrow else data.dtype
-    columns = data.astype(work).reshape(data.shape[0], -1, *block, *windows.output)
+    channels = data.shape[1] // int(np.prod(block))
+    columns = data.astype(work).reshape(data.shape[0], channels, *block, *windows.output)
     return [fold(columns, windows, image).astype(data.dtype, copy=False)]
 
 

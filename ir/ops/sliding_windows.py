@@ -81,9 +81,10 @@ def window_sizes(
             begin, end = same_padding(max(0, (count - 1) * stride + extent - length), mode)
         span = length + begin + end - extent
         count = span // stride + 1
-        # A last partial window counts if it starts before the padding at the end.
-        if attributes.get("ceil_mode") and mode == "NOTSET" and count * stride < length + begin:
-            count += span % stride > 0
+        # A partial window counts, one that starts in the padding at the end does not.
+        if attributes.get("ceil_mode") and mode == "NOTSET":
+            count = -(-span // stride) + 1
+            count -= (count - 1) * stride >= length + begin
         begins.append(begin)
         ends.append(end)
         output.append(max(0, count))
