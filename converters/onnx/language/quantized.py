@@ -20,7 +20,9 @@ import numpy as np
 from halfbyte.converters.onnx import nbits
 from halfbyte.converters.onnx.language.builder import FLOAT32, OnnxBuilder
 from halfbyte.converters.onnx.language.weight_form import (
+    HALF_BYTE,
     NIBBLES,
+    PAIRS,
     Style,
     WeightForm,
     column_order,
@@ -132,7 +134,20 @@ class QuantizedWeight:
         """Return block scale times group integer: [rows, groups]."""
         blocks, groups = self.form.fields[block][1], self.form.groups
         spread = self.repeated(self.number(block), blocks, groups // blocks, block)
-        return self._product(spread, self.number(group), name)
+        factor = self._half(group) if PAIRS in self.form.fields else self.number(group)
+        return self._product(spread, factor, name)
+
+    def _half(self, which: str) -> Value:
+        """Return one of two integers that share a byte, in float32."""
+        builder, pairs = self.builder, self.constant(PAIRS)
+        name, kind = f"{self.name}/{which}", {"dtype": "uint8", "shape": pairs.shape}
+        if which == "sc":
+            low = builder.scalar(HALF_BYTE, "uint8")
+            half = builder.op("BitwiseAnd", pairs, low, name=name, **kind)
+        else:
+            four = builder.scalar(4, "uint8")
+            half = builder.op("BitShift", pairs, four, name=name, direction="RIGHT", **kind)
+        return builder.cast(half, FLOAT32)
 
     def repeated(self, value: Value, width: int, times: int, name: str) -> Value:
         """Return [rows, width * times], every entry of value [rows, width] repeated."""

@@ -27,7 +27,8 @@ from halfbyte.ir.tensor import ComputedPart, Part, Tensor
 Style = Literal["nibbles", "signed"]
 NIBBLES: Style = "nibbles"
 SIGNED: Style = "signed"
-COMPOSED = ("d", "sc", "dmin", "mn")
+PAIRS = "pairs"  # two integers of 4 bits, that of the scale in the low half of a byte
+HALF_BYTE = 15
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class WeightForm:
     @property
     def is_composed(self) -> bool:
         """Whether scales are products of stored numbers."""
-        return "sc" in self.fields
+        return "d" in self.fields
 
     @property
     def is_centered(self) -> bool:
@@ -118,6 +119,8 @@ class WeightForm:
         if self.is_composed:
             assert scales.fields is not None
             found = dict(scales.fields)
+            if PAIRS in self.fields:
+                found[PAIRS] = found["sc"] | (found["mn"] << 4)
         return {
             name: np.asarray(found[name]).astype(numpy_dtype(dtype))
             for name, (dtype, _) in self.fields.items()
@@ -148,11 +151,15 @@ class WeightForm:
         return Scales(scale, self.group, zero, offset)
 
     def _composed(self, stored: Mapping[str, Array]) -> Scales:
-        fields = {}
-        for name in COMPOSED:
-            if name in self.fields:
-                kind = np.int32 if name in ("sc", "mn") else np.float32
-                fields[name] = np.asarray(stored[name]).astype(kind)
+        given = dict(stored)
+        if PAIRS in self.fields:
+            pairs = np.asarray(given.pop(PAIRS))
+            given |= {"sc": pairs & HALF_BYTE, "mn": pairs >> 4}
+        fields = {
+            name: np.asarray(given[name]).astype(np.int32 if name in ("sc", "mn") else np.float32)
+            for name in ("d", "sc", "dmin", "mn")
+            if name in given
+        }
         scale = np.repeat(fields["d"], fields["sc"].shape[1] // fields["d"].shape[1], 1)
         scale = scale * fields["sc"].astype(np.float32)
         return Scales(scale, self.group, None, None, fields=fields)
@@ -172,9 +179,14 @@ def form_of(encoding: Encoding, columns: int) -> WeightForm | None:
     fields: dict[str, tuple[str, int]] = {}
     if getattr(grid, "composed_scales", False):
         blocks = columns // encoding.block_shape[1]
-        fields = {"d": ("float16", blocks), "sc": ("int8", groups)}
-        if grid.zero == "offset":
-            fields |= {"dmin": ("float16", blocks), "mn": ("int8", groups)}
+        fields = {"d": ("float16", blocks)}
+        most = getattr(encoding, "SCALE_RANGE", (0, 0x7F))[1]
+        if grid.zero != "offset":
+            fields["sc"] = ("int8", groups)
+        elif most <= HALF_BYTE:
+            fields |= {"dmin": ("float16", blocks), PAIRS: ("uint8", groups)}
+        else:
+            fields |= {"dmin": ("float16", blocks), "sc": ("int8", groups), "mn": ("int8", groups)}
     else:
         fields["scale"] = (grid.scale_dtype, groups)
         if grid.zero == "integer":
