@@ -67,7 +67,7 @@ def sample(
         elif padding_mode == "reflection":
             place = np.where(outside, reflected(place, low, high), place)
         axes.append(axis_taps(place, length, mode, padding_mode, (low, high)))
-    flat = data.reshape(*data.shape[:2], -1)
+    flat = data.reshape(*data.shape[:2], int(np.prod(spatial)))
     result = np.zeros((*data.shape[:2], positions[0].shape[1]), np.float64)
     for chosen in product(*axes):
         index: Any = 0
@@ -77,7 +77,8 @@ def sample(
             weight = weight * factor
         values = np.take_along_axis(flat, index[:, None, :], axis=2).astype(np.float64)
         # A place that counts nothing must not turn an infinity into NaN.
-        result += np.where(weight[:, None, :] == 0, 0.0, values * weight[:, None, :])
+        counted = np.where(weight[:, None, :] == 0, 0.0, values)
+        result += counted * weight[:, None, :]
     return result
 
 
@@ -141,7 +142,8 @@ def infer_grid_sample(node: Node) -> list[ValueType]:
     if data.shape is None or grid.shape is None:
         return [ValueType(dtype, None)]
     rank = len(data.shape)
-    if rank < 3 or len(grid.shape) != rank or grid.shape[-1] not in (rank - 2, UNKNOWN):
+    known = isinstance(grid.shape[-1], int) if grid.shape else False
+    if rank < 3 or len(grid.shape) != rank or (known and grid.shape[-1] != rank - 2):
         raise GraphError(
             node.label, f"grid {list(grid.shape)} for rank {rank}; give [n, ..., {rank - 2}]"
         )
