@@ -54,10 +54,18 @@ class Plan:
     stages: Stages | None = None
 
     def run(self) -> None:
-        """Run every step; infinities and NaN are results, not warnings."""
+        """Run every step; infinities and NaN are results, not warnings.
+
+        Raises:
+            HalfbyteError: a node's inputs contradict each other; names the node.
+        """
+        label = ""
         with np.errstate(all="ignore"):
-            for step in self.steps:
-                step()
+            try:
+                for step, label in zip(self.steps, self.labels, strict=True):  # noqa: B007
+                    step()
+            except (ValueError, IndexError) as error:
+                raise HalfbyteError(f"session: {label}: {error}") from error
             if self.stages is not None:
                 self.stages.run()
 

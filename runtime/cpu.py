@@ -164,10 +164,15 @@ def bind_gather(backend: CpuBackend, bound: BoundNode) -> Step | None:
         weight = weight_of(bound, 0)
         if axis != 0 or weight is None or ids.dtype != "int64" or not floats(bound.outputs[0]):
             return None
-        return partial(kernels.gather_rows, weight, ids.array, out)
+        return partial(gather_rows, weight, ids.array, table.tensor.rows, out)
     if table is None or table.array is None or table.dtype != bound.outputs[0].dtype:
         return None
     return partial(np.take, table.array, ids.array, axis, out)
+
+
+def gather_rows(weight: Any, ids: Any, rows: int, out: Any) -> None:
+    """Decode rows of a stored table; negative numbers count from its end."""
+    kernels.gather_rows(weight, ids if ids.min() >= 0 else np.where(ids < 0, ids + rows, ids), out)
 
 
 def bind_rms_norm(backend: CpuBackend, bound: BoundNode) -> Step | None:
