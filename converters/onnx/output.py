@@ -72,7 +72,17 @@ def lowered_graph(
     for part in every_graph(graph):
         _release_encoded(part)
         infer_types(part)
-    return graph, lower_graph(graph, target_opset(graph, opset), flavour)
+    sources = lower_graph(graph, target_opset(graph, opset), flavour)
+    for part in every_graph(graph):
+        _drop_unused(part)
+    return graph, sources
+
+
+def _drop_unused(graph: Graph) -> None:
+    for name in list(graph.constants):
+        value = graph.constant_value(name)
+        if not value.uses and value not in graph.outputs:
+            graph.remove_constant(name)
 
 
 def _release_encoded(graph: Graph) -> None:

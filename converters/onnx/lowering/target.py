@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from halfbyte.converters.onnx.lowering.dequantized import needed_opset
+from halfbyte.converters.onnx.lowering.older_forms import can_be_older
 from halfbyte.converters.onnx.lowering.table import LOWERINGS
 from halfbyte.converters.onnx.opset_choice import (
     LOWEST,
@@ -14,7 +15,8 @@ from halfbyte.converters.onnx.opset_choice import (
     upgrade_nodes,
 )
 from halfbyte.errors import UnsupportedError
-from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph
+from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph, Node
+from halfbyte.ir.ops import op_key
 
 ATTENTION_OPSET = 13  # what the parts of an attention are said in
 
@@ -48,8 +50,18 @@ def _lowest(graph: Graph) -> int:
     if lowest < LOWEST:
         upgrade_nodes(graph, RUNTIME_HIGHEST)
         return fitting_opset(graph)
-    if lowest > RUNTIME_HIGHEST:
-        stopped = (node for _, node in standard_nodes(graph) if obstacle(node, RUNTIME_HIGHEST))
-        if all(node.op in LOWERINGS for node in stopped):
-            return RUNTIME_HIGHEST
+    nodes = [node for _, node in standard_nodes(graph)]
+    for opset in range(LOWEST, min(lowest, RUNTIME_HIGHEST + 1)):
+        if all(_can_be_said(node, opset, lowest) for node in nodes):
+            return opset
     return lowest
+
+
+def _can_be_said(node: Node, opset: int, lowest: int) -> bool:
+    """Whether a node exists at an opset, in its own or an older form.
+
+    Newer operators are only taken apart where no runtime would load them otherwise.
+    """
+    if not obstacle(node, opset) or can_be_older(node, opset):
+        return True
+    return lowest > RUNTIME_HIGHEST and op_key(node.op, node.domain) in LOWERINGS
