@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Graph, Node
 from halfbyte.ir.ops.elementwise import infer_broadcast, unary
+from halfbyte.ir.ops.error_function import erf, fast_erf
 from halfbyte.ir.ops.old_forms import CONSUMED, renewed, unsqueeze_end
 from halfbyte.ir.ops.spec import (
     Array,
@@ -29,19 +30,11 @@ from halfbyte.ir.ops.spec import (
 from halfbyte.ir.ops.unary import IN_OUT, with_consumed
 from halfbyte.ir.ops.wide import pointwise, quiet
 
-_erf = np.frompyfunc(math.erf, 1, 1)
-
-
-def erf(values: Array) -> NDArray[np.float64]:
-    """Return the error function of each element, in float64."""
-    return np.asarray(_erf(values), dtype=np.float64).reshape(np.shape(values))
-
 
 def sigmoid(values: Array) -> NDArray[np.float64]:
-    """Return 1 / (1 + exp(-x)) in float64, without overflow."""
-    wide = np.asarray(values, np.float64)
-    decayed = np.exp(-np.abs(wide))
-    return np.where(wide >= 0, 1.0, decayed) / (1.0 + decayed)
+    """Return 1 / (1 + exp(-x)) in float64, where an infinite exponential gives 0."""
+    with np.errstate(over="ignore"):
+        return np.asarray(1.0 / (1.0 + np.exp(-np.asarray(values, np.float64))))
 
 
 def swish(values: Array, alpha: float = 1.0) -> Array:
@@ -56,22 +49,9 @@ def gelu(values: Array, approximate: str = "none") -> Array:
     if approximate == "tanh":
         inner = np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3))
     else:
-        inner = erf(wide / math.sqrt(2))
+        narrow = np.asarray(values).dtype != np.float64
+        inner = (fast_erf if narrow else erf)(wide / math.sqrt(2))
     return np.asarray(0.5 * wide * (1 + inner)).astype(np.asarray(values).dtype)
-
-
-def evaluate_swish(
-    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
-) -> list[Array]:
-    """Evaluate Swish."""
-    return [swish(inputs[0], attributes["alpha"])]
-
-
-def evaluate_gelu(
-    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
-) -> list[Array]:
-    """Evaluate Gelu."""
-    return [gelu(inputs[0], attributes["approximate"])]
 
 
 def evaluate_swiglu(
@@ -156,9 +136,11 @@ PRELU_6 = replace(
 )
 SPECS: tuple[OpSpec, ...] = (
     *with_consumed(unary("Relu", lambda x: np.maximum(x, 0), (6, 13, 14), cases=wide_cases)),
-    *with_consumed(unary("Sigmoid", sigmoid, (6, 13), cases=wide_cases)),
+    *with_consumed(
+        unary("Sigmoid", sigmoid, (6, 13), evaluate=pointwise(sigmoid), cases=wide_cases)
+    ),
     *with_consumed(unary("Tanh", np.tanh, (6, 13), cases=wide_cases, **IN_OUT)),
-    unary("Erf", erf, (9, 13), cases=wide_cases, **IN_OUT),
+    unary("Erf", erf, (9, 13), evaluate=pointwise(erf), cases=wide_cases, **IN_OUT),
     replace(PRELU_6, versions=(1,), attributes=CONSUMED),
     PRELU_6,
     PRELU,
@@ -168,7 +150,7 @@ SPECS: tuple[OpSpec, ...] = (
         ("X",),
         ("Y",),
         infer=same_as_first,
-        evaluate=quiet(evaluate_swish),
+        evaluate=pointwise(swish, "alpha"),
         attributes={"alpha": Attribute("float", 1.0)},
         cases=wide_cases,
     ),
@@ -178,7 +160,7 @@ SPECS: tuple[OpSpec, ...] = (
         ("X",),
         ("Y",),
         infer=infer_gelu,
-        evaluate=quiet(evaluate_gelu),
+        evaluate=pointwise(gelu, "approximate"),
         attributes={"approximate": Attribute("string", "none")},
         cases=lambda: [
             Case(f"{case.name}_{kind}", case.inputs, {"approximate": kind})

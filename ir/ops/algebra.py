@@ -32,7 +32,7 @@ def evaluate_einsum(
     """Evaluate Einsum, floats in float64."""
     equation = attributes["equation"].replace(" ", "")
     arrays = [np.asarray(v) for v in inputs]
-    result = np.einsum(equation, *(doubled(a) for a in arrays), optimize=len(arrays) > 2)
+    result = np.einsum(equation, *(doubled(a) for a in arrays), optimize=True)
     return [np.asarray(result).astype(arrays[0].dtype)]
 
 

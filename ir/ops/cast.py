@@ -97,10 +97,12 @@ def from_text(data: Array, to: str) -> Array:
 def low_bits(data: Array, to: str) -> Array:
     """Return integers of 2 or 4 bits, from the low bits of wider ones."""
     count = BITS[to]
-    bits = data.astype(np.int64) & ((1 << count) - 1)
+    whole = data if data.dtype.kind in "biu" else data.astype(np.int64)
+    bits = whole.astype(np.int8) & np.int8((1 << count) - 1)
     if to.startswith("int"):
-        bits = np.where(bits >> (count - 1), bits - (1 << count), bits)
-    return bits.astype(np.int8).astype(numpy_dtype(to))
+        top = np.int8(1 << (count - 1))
+        bits = (bits ^ top) - top
+    return bits.astype(numpy_dtype(to))
 
 
 def cast(data: Any, to: str, saturate: bool = True, mode: str = "up") -> Array:

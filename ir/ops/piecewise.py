@@ -15,7 +15,7 @@ from halfbyte.ir.ops.wide import pointwise
 
 def leaky_relu(data: Array, alpha: float) -> Array:
     """Return data, times alpha where it is negative."""
-    return np.where(data < 0, data * data.dtype.type(alpha), data)
+    return np.asarray(np.maximum(data, 0) + data.dtype.type(alpha) * np.minimum(data, 0))
 
 
 def elu(data: Array, alpha: float) -> Array:
