@@ -1,4 +1,4 @@
-"""The standard's Attention against a loop over queries; caches; LinearAttention's rules."""
+"""The standard's Attention against a loop over queries, and the caches it reads."""
 
 from __future__ import annotations
 
