@@ -41,7 +41,7 @@ def _steps(node: Node, opset: int) -> list[tuple[OpSpec, dict[str, Lift]]]:
     found = []
     for index in range(specs.index(own) - 1, specs.index(wanted) - 1, -1):
         moved = _moved(specs[index], specs[index + 1])
-        if moved is None or not _is_movable(node, moved):
+        if moved is None or not _is_movable(node, moved) or _loses(node, specs[index], own):
             return []
         found.append((specs[index], moved))
     return found
@@ -65,6 +65,14 @@ def _is_movable(node: Node, moved: dict[str, Lift]) -> bool:
     return all(value is None or value.constant is not None for value in values)
 
 
+def _loses(node: Node, older: OpSpec, own: OpSpec) -> bool:
+    """Whether the node has an attribute that says something and that the older form lacks."""
+    return any(
+        name not in older.attributes and value is not None and value != own.attributes[name].default
+        for name, value in node.attributes.items()
+    )
+
+
 def _step(graph: Graph, node: Node, spec: OpSpec, moved: dict[str, Lift]) -> None:
     """Turn the constant inputs that were attributes in a form back into them."""
     for name, lift in moved.items():
@@ -77,4 +85,5 @@ def _step(graph: Graph, node: Node, spec: OpSpec, moved: dict[str, Lift]) -> Non
         graph.set_input(node, lift.index, None)
     while node.inputs and node.inputs[-1] is None:
         node.inputs.pop()
+    node.attributes = {n: v for n, v in node.attributes.items() if n in spec.attributes}
     node.since_version = max(spec.versions)
