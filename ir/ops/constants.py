@@ -152,7 +152,7 @@ RANGE = moved(
 )
 SPECS: tuple[OpSpec, ...] = (
     RANGE,
-    renumbered(RANGE, (11,)),
+    renumbered(RANGE, (11,), attributes={}),
     OpSpec(
         "Constant",
         (1, 9, 11, 12, 13, 19, 21, 23, 24, 25),

@@ -134,11 +134,16 @@ def older(
 
 
 def renumbered(newer: OpSpec, versions: Iterable[int], **changes: Any) -> OpSpec:
-    """Return an older form with the same meaning whose signature only is narrower."""
+    """Return an older form of the same meaning that lacks attributes, whose defaults hold."""
 
     def upgrade(graph: Graph, node: Node) -> bool:
         node.since_version = newer.versions[0]
         return True
 
-    parts = {"upgrade": upgrade, "cases": list} | changes
+    def evaluate(
+        inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
+    ) -> list[Array]:
+        return newer.evaluate(inputs, newer.with_defaults(attributes), context)
+
+    parts = {"upgrade": upgrade, "evaluate": evaluate, "cases": list} | changes
     return replace(newer, versions=tuple(versions), **parts)

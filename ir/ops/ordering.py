@@ -131,16 +131,7 @@ TOP_K = OpSpec(
 )
 
 
-def without_order(
-    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
-) -> list[Array]:
-    """Return the largest values, sorted."""
-    return evaluate_top_k(inputs, {**attributes, "largest": 1, "sorted": 1}, context)
-
-
-TOP_K_10 = renumbered(
-    TOP_K, (10,), attributes={"axis": Attribute("int", -1)}, evaluate=without_order
-)
+TOP_K_10 = renumbered(TOP_K, (10,), attributes={"axis": Attribute("int", -1)})
 SPECS: tuple[OpSpec, ...] = (
     TOP_K,
     TOP_K_10,

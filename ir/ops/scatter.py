@@ -62,6 +62,13 @@ def evaluate_scatter_elements(
     return [written(data, index, updates, attributes["reduction"])]
 
 
+def evaluate_plain(
+    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
+) -> list[Array]:
+    """Write one element for each index."""
+    return evaluate_scatter_elements(inputs, {**attributes, "reduction": "none"}, context)
+
+
 def evaluate_scatter_nd(
     inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
 ) -> list[Array]:
@@ -73,7 +80,7 @@ def evaluate_scatter_nd(
 
 def upgrade_scatter(graph: Graph, node: Node) -> bool:
     """Take the operator's later name."""
-    node.op, node.since_version = "ScatterElements", 11
+    node.op, node.since_version = "ScatterElements", 13
     return True
 
 
@@ -115,26 +122,15 @@ ELEMENTS = spec(
 ND = spec("ScatterND", (16, 18), evaluate_scatter_nd, attributes=REDUCTION, cases=nd_cases)
 
 
-def plain(newer: OpSpec) -> Any:
-    """Return the evaluation of a form without reductions."""
-
-    def evaluate(
-        inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
-    ) -> list[Array]:
-        return newer.evaluate(inputs, {**attributes, "reduction": "none"}, context)
-
-    return evaluate
-
-
 SPECS: tuple[OpSpec, ...] = (
     ELEMENTS,
-    renumbered(ELEMENTS, (11, 13), attributes=AXIS, evaluate=plain(ELEMENTS)),
+    renumbered(ELEMENTS, (11, 13), attributes=AXIS),
     ND,
-    renumbered(ND, (11, 13), attributes={}, evaluate=plain(ND)),
+    renumbered(ND, (11, 13), attributes={}),
     spec(
         "Scatter",
         (9, 11),
-        plain(ELEMENTS),
+        evaluate_plain,
         attributes=AXIS,
         upgrade=upgrade_scatter,
         cases=lambda: [Case("rows", [normal(54, 3, 2), np.asarray([[1, 0]]), normal(55, 1, 2)])],

@@ -282,7 +282,7 @@ SHAPE = moved(
 )
 SPECS: tuple[OpSpec, ...] = (
     RESHAPE,
-    renumbered(RESHAPE, (5, 13)),
+    renumbered(RESHAPE, (5, 13), attributes={}),
     older(
         RESHAPE,
         (1,),
@@ -306,7 +306,7 @@ SPECS: tuple[OpSpec, ...] = (
     SQUEEZE,
     older(SQUEEZE, (1, 11), {"axes": Lift(1)}, {"axes": Attribute("ints")}),
     SHAPE,
-    renumbered(SHAPE, (1, 13)),
+    renumbered(SHAPE, (1, 13), attributes={}),
     moved(
         "Size",
         (1, 13, 19, 21, 23, 24, 25),
