@@ -44,7 +44,9 @@ def read_model(path: Path) -> Model:
         with mapped(path) as data:
             buffer, message = parse(path, data)
             found = language_model(buffer, message)
-            return found if isinstance(found, Model) else with_reason(_model(buffer, message), found)
+            if isinstance(found, Model):
+                return found
+            return with_reason(_model(buffer, message), found)
     except RecursionError as error:
         raise FormatError(path, "nests graphs or calls too deep; simplify the model") from error
 

@@ -106,7 +106,7 @@ class OnnxBuilder:
         columns = int(shape[-1]) if shape else 1
         held = part if part.shape == (rows, columns) else ReshapedPart(part, (rows, columns))
         tensor = Tensor(name, tuple(int(n) for n in shape), Dense(dtype), {"data": held})
-        return self.graph.add_constant(tensor, self.graph.fresh_name(name), fixed=True)
+        return self.graph.add_constant(tensor, name, fixed=True)
 
     def once(self, key: Any, make: Any) -> Value:
         """Return the value made for `key`, making it at the first call."""
