@@ -42,7 +42,7 @@ def graph_of(
             values.append(graph.add_input(f"i{index}", dtype_of(array), shape))
     results = [Value(f"o{index}") for index in range(outputs)]
     graph.insert(Node(op, values, results, dict(attributes), domain))
-    graph.outputs = results
+    graph.outputs = list(results)
     return graph
 
 

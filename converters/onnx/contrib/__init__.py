@@ -86,13 +86,13 @@ def lower_all(graph: Graph) -> bool:
     """
     changed = False
     for node in list(graph.nodes):
+        for subgraph in graph.subgraphs([node]):
+            changed |= lower_all(subgraph)
         if is_contrib(node):
             lower(graph, node)
             changed = True
         elif op_key(node.op, node.domain) in OPS:
             _infer(node)
-    for subgraph in graph.subgraphs():
-        changed |= lower_all(subgraph)
     return changed
 
 

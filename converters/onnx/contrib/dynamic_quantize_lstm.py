@@ -25,10 +25,10 @@ def lower(graph: Graph, node: Node) -> None:
     """
     at = Lowering(graph, node)
     backward = DIRECTIONS[str(at.option("direction", "forward"))]
-    if at.given(LENGTHS) is not None or at.given(PEEPHOLES) is not None:
-        raise at.refuse("sequence_lens or peepholes")
     if at.option("clip", 0) or at.option("input_forget", 0):
         raise at.refuse("clip or input_forget")
+    if at.given(LENGTHS) is not None or at.given(PEEPHOLES) is not None:
+        raise at.refuse("sequence_lens or peepholes")
     named = [str(name).lower() for name in at.option("activations", USUAL * len(backward))]
     if tuple(named) != USUAL * len(backward):
         raise at.refuse(f"activations {named}", ["Sigmoid, Tanh, Tanh"])

@@ -33,12 +33,17 @@ def stored_rows(tensor: Tensor, rows: int, start: int, stop: int) -> Array:
 
 @dataclass(frozen=True)
 class RowPart:
-    """Rows of a stored tensor cut to `columns` columns, in the same element type."""
+    """Rows of a stored tensor cut to `columns` columns, in the same element type.
+
+    The tensor is seen as [count, rest]; rows `first` to `first + rows` of that are meant.
+    """
 
     source: Tensor
     rows: int
     columns: int
     dtype: np.dtype[Any]
+    first: int
+    count: int
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,9 +52,12 @@ class RowPart:
 
     def read(self, start: int = 0, stop: int | None = None) -> Array:
         """Return rows [start, stop)."""
-        last = self.rows if stop is None else min(stop, self.rows)
-        found = stored_rows(self.source, self.rows, start, last)[:, : self.columns]
+        found = self._stored(start, stop)[:, : self.columns]
         return np.ascontiguousarray(found).view(self.dtype)
+
+    def _stored(self, start: int, stop: int | None) -> Array:
+        last = self.rows if stop is None else min(stop, self.rows)
+        return stored_rows(self.source, self.count, self.first + start, self.first + last)
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,7 @@ class UnpackedPart(RowPart):
 
     def read(self, start: int = 0, stop: int | None = None) -> Array:
         """Return rows [start, stop)."""
-        last = self.rows if stop is None else min(stop, self.rows)
-        packed = stored_rows(self.source, self.rows, start, last)
+        packed = self._stored(start, stop)
         return np.ascontiguousarray(unpack_bits(packed, self.bits, self.columns))
 
 
@@ -91,30 +98,34 @@ def affine_from_blocks(
     scales: Tensor,
     zero_points: Tensor | None,
     groups: Array | None = None,
+    place: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Return a weight [rows, columns] over stored blocks; groups: [columns] group of each column.
+    """Return a weight [rows, columns] over stored blocks.
+
+    block_size: 0 for one scale a row. groups: [columns] group of each column. place: the first row
+    and the number of all rows, where the tensors hold several weights one after the other.
 
     Raises:
         UnsupportedError: Affine has no such form.
     """
     rows, columns = shape
-    blocks = -(-columns // block_size)
+    first, count = place or (0, rows)
+    blocks = -(-columns // block_size) if block_size else 1
     byte, kind = np.dtype(np.uint8), scales.encoding
     scale_dtype = str(getattr(kind, "dtype_name", ""))
+    scale_type = np.dtype(getattr(kind, "dtype", np.float32))
+    width = -(-columns * bits // 8)
     zero: Literal["none", "uint8", "float"] = "none"
     parts: dict[str, Part] = {
-        "codes": CodePart(codes, rows, -(-columns * bits // 8), byte, bits, columns),
-        "scales": RowPart(scales, rows, blocks, np.dtype(getattr(kind, "dtype", np.float32))),
+        "codes": CodePart(codes, rows, width, byte, first, count, bits, columns),
+        "scales": RowPart(scales, rows, blocks, scale_type, first, count),
     }
-    if zero_points is not None:
-        packed = getattr(zero_points.encoding, "dtype_name", "") == "uint8"
-        zero = "uint8" if packed else "float"
-        dtype = np.dtype(getattr(zero_points.encoding, "dtype", byte))
-        parts["zero_points"] = (
-            UnpackedPart(zero_points, rows, blocks, byte, bits)
-            if packed
-            else RowPart(zero_points, rows, blocks, dtype)
-        )
+    if zero_points is not None and getattr(zero_points.encoding, "dtype_name", "") == "uint8":
+        zero = "uint8"
+        parts["zero_points"] = UnpackedPart(zero_points, rows, blocks, byte, first, count, bits)
+    elif zero_points is not None:
+        zero, dtype = "float", np.dtype(getattr(zero_points.encoding, "dtype", byte))
+        parts["zero_points"] = RowPart(zero_points, rows, blocks, dtype, first, count)
     if groups is not None:
         parts["g_idx"] = ArrayPart(np.ascontiguousarray(groups[:columns], np.int32))
     encoding = Affine(bits, block_size, zero, scale_dtype, groups is not None)
