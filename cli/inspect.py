@@ -58,8 +58,8 @@ def _show(inspection: Inspection, every: bool) -> None:
     groups = encoding_summary(inspection)
     print(f"  encodings     {', '.join(f'{name} ({count})' for name, count, _ in groups)}")
     for word, values in (("input", inspection.inputs), ("output", inspection.outputs)):
-        for value in values[:VALUES_SHOWN]:
-            print(f"  {word:<13} {_typed(value)}")
+        for typed in values[:VALUES_SHOWN]:
+            print(f"  {word:<13} {_typed(typed)}")
         if len(values) > VALUES_SHOWN:
             print(f"  {word:<13} and {len(values) - VALUES_SHOWN} more; --json lists them")
     if inspection.opsets:

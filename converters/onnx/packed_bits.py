@@ -22,7 +22,7 @@ def unpack_bits(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         words = words | units[:, index] << np.uint32(8 * index)
     shifts = np.arange(count, dtype=np.uint32) * np.uint32(bits)
     codes = words[:, None] >> shifts & np.uint32((1 << bits) - 1)
-    return codes.astype(np.uint8).reshape(-1)
+    return np.asarray(codes, np.uint8).reshape(-1)
 
 
 def packed_part(

@@ -334,7 +334,7 @@ def numbers(buffer: Buffer, run: Run) -> NDArray[Any]:
     Raises:
         FormatError: a number has more than 64 bits.
     """
-    dtype = {0: np.dtype("<i8"), 4: np.dtype("<f4"), 8: np.dtype("<f8")}[run.width]
+    dtype: np.dtype[Any] = np.dtype({0: "<i8", 4: "<f4", 8: "<f8"}[run.width])
     pieces = [np.empty(0, dtype)]
     if run.singles:
         pieces.append(_singles(buffer, run, dtype))

@@ -32,7 +32,7 @@ MAX_RANK = 32
 MAX_ELEMENTS = 1 << 58
 MAX_DENSIFIED = 1 << 30
 EAGER_NUMBERS = 1 << 16
-COMPLEX_PARTS = {"complex64": "float_data", "complex128": "double_data"}
+COMPLEX = ("complex64", "complex128")
 OWN_FIELD = {
     "float32": "float_data",
     "complex64": "float_data",
@@ -228,7 +228,7 @@ def stored_part(place: ExternalData, dtype: str, rows: int, columns: int) -> Par
 
 def _numbers_for(dtype: str, count: int) -> int:
     bits = bits_of(dtype)
-    if dtype in COMPLEX_PARTS:
+    if dtype in COMPLEX:
         return 2 * count
     return -(-count * bits // 8) if bits in (2, 4) else count
 
@@ -236,10 +236,10 @@ def _numbers_for(dtype: str, count: int) -> int:
 def typed_values(found: NDArray[Any], dtype: str, count: int) -> NDArray[Any]:
     """Return `count` elements from the numbers of a typed field."""
     kind, bits = numpy_dtype(dtype), bits_of(dtype)
-    if dtype in ("float32", "float64", *COMPLEX_PARTS):
+    if dtype in ("float32", "float64", *COMPLEX):
         return np.ascontiguousarray(found).view(kind)
     if dtype == "bool":
-        return found != 0
+        return np.asarray(found != 0)
     if bits in (2, 4):
         return unpack_bits(found.astype(np.uint8), bits)[:count].view(kind)
     if bits == 6:
