@@ -27,11 +27,11 @@ UNARY = (
 # Order of the C++ enum Binary.
 BINARY = ("add", "sub", "mul", "div", "max", "min")
 # Order of the C++ enum Form.
-FORMS = ("gemm", "depthwise", "winograd", "transposed")
+FORMS = ("gemm", "depthwise", "winograd", "transposed", "rows")
 _UNARY_IDS: Mapping[str, int] = MappingProxyType({name: i for i, name in enumerate(UNARY)})
 _BINARY_IDS: Mapping[str, int] = MappingProxyType({name: i for i, name in enumerate(BINARY)})
 WINOGRAD_TILES = 12  # below this the lanes stay empty
-WINOGRAD_CHANNELS = 16
+WINOGRAD_CHANNELS = 40
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,13 @@ def conv_form(shape: Sequence[int], groups: int, window: Window, out_size: tuple
     plain = window.strides == (1, 1) and window.dilations == (1, 1) and groups == 1
     tiles = -(-out_size[0] // 4) * -(-out_size[1] // 4)
     wide = min(shape[0], shape[1]) >= WINOGRAD_CHANNELS and tiles >= WINOGRAD_TILES
-    return "winograd" if plain and window.kernel == (3, 3) and wide else "gemm"
+    if plain and window.kernel == (3, 3) and wide:
+        return "winograd"
+    # Lanes hold 16 pixels (8 at the end, at a lower rate), or 6 rows of one pixel each.
+    pixels = out_size[0] * out_size[1]
+    rest = pixels % 16
+    lanes = pixels - rest + (0 if rest == 0 else 10 if rest <= 8 else 16)
+    return "rows" if 1.15 * pixels < lanes else "gemm"
 
 
 class ConvWeight:

@@ -12,7 +12,7 @@
 namespace halfbyte {
 namespace {
 
-enum class Form : int { gemm, depthwise, winograd, transposed };
+enum class Form : int { gemm, depthwise, winograd, transposed, rows };
 
 constexpr int64_t kPanelFloats = 48 << 10;  // columns of one pass, in the second cache
 constexpr int64_t kDepth = 256;
@@ -36,6 +36,13 @@ class ConvWeight {
             packed_ = Floats(groups * size);
             for (int64_t g = 0; g < groups; ++g) {
                 table.pack_a(data + g * group_rows * inner * cells, group_rows, inner * cells,
+                             packed_.get() + g * size);
+            }
+        } else if (form_ == Form::rows) {
+            const int64_t size = table.packed_b_size(group_rows, inner * cells);
+            packed_ = Floats(groups * size);
+            for (int64_t g = 0; g < groups; ++g) {
+                table.pack_b(data + g * group_rows * inner * cells, group_rows, inner * cells, true,
                              packed_.get() + g * size);
             }
         } else if (form_ == Form::winograd) {
@@ -142,6 +149,13 @@ class Convolution {
         if (weight_->form() == Form::gemm) {
             parallel(gemm_tasks(job, threads),
                      [&](int64_t task) { table.conv_gemm_task(job, task); });
+        } else if (weight_->form() == Form::rows) {
+            const int64_t rows = job.out_channels / job.groups, unit = table.gemm_columns;
+            const int64_t pieces = threads > 1 ? ceil_div(2 * threads, job.batch * job.groups) : 1;
+            job.rows = std::max(2 * unit, round_up(ceil_div(rows, pieces), unit));
+            job.columns = job.oh * job.ow;
+            parallel(job.batch * job.groups * ceil_div(rows, job.rows),
+                     [&](int64_t task) { table.conv_rows_task(job, task); });
         } else if (weight_->form() == Form::winograd) {
             const int64_t tiles = ceil_div(job.oh, 4) * ceil_div(job.ow, 4);
             // 36 planes of inputs: about half of the second cache.
@@ -151,9 +165,11 @@ class Convolution {
             parallel(job.batch * ceil_div(tiles, job.columns),
                      [&](int64_t task) { table.winograd_task(job, task); });
         } else if (weight_->form() == Form::depthwise) {
-            const int64_t planes = job.batch * job.out_channels;
-            job.rows = std::max<int64_t>(1, kTaskValues / (job.oh * job.ow));
-            parallel(ceil_div(planes, job.rows),
+            const bool blocks = job.out_channels == job.in_channels;
+            const int64_t width = blocks ? table.lanes : 1;
+            const int64_t units = job.batch * ceil_div(job.out_channels, width);
+            job.rows = std::max<int64_t>(1, kTaskValues / (job.oh * job.ow * width));
+            parallel(ceil_div(units, job.rows),
                      [&](int64_t task) { table.depthwise_task(job, task); });
         } else {
             const int64_t rows = job.out_channels / job.groups;
@@ -222,9 +238,10 @@ void pool(nb::object x, std::vector<int64_t> g, nb::object row_counts, nb::objec
         job.row_counts = rows.data<const float>(), job.column_counts = counts.data();
     }
     w.x = source.data<const float>(), w.out = target.data<float>();
-    w.rows = std::max<int64_t>(1, kTaskValues / (w.oh * w.ow));
+    const int64_t blocks = ceil_div(w.batch, nets().lanes);
+    w.rows = std::max<int64_t>(1, kTaskValues / (w.oh * w.ow * nets().lanes));
     const nb::gil_scoped_release release;
-    parallel(ceil_div(w.batch, w.rows), [&](int64_t task) { nets().pool_task(job, task); });
+    parallel(ceil_div(blocks, w.rows), [&](int64_t task) { nets().pool_task(job, task); });
 }
 
 }  // namespace

@@ -98,13 +98,14 @@ struct RecurrentJob {
 
 // Entry points of one instruction set, beside KernelTable.
 struct NetTable {
-    int64_t gemm_rows, gemm_columns;
+    int64_t lanes, gemm_rows, gemm_columns;
     int64_t (*packed_a_size)(int64_t m, int64_t k);
     int64_t (*packed_b_size)(int64_t n, int64_t k);
     void (*pack_a)(const float* a, int64_t m, int64_t k, float* out);
     void (*pack_b)(const float* b, int64_t n, int64_t k, bool b_rows, float* out);
     void (*product_task)(const ProductJob&, int64_t task);
     void (*conv_gemm_task)(const ConvJob&, int64_t task);
+    void (*conv_rows_task)(const ConvJob&, int64_t task);
     void (*depthwise_task)(const ConvJob&, int64_t task);
     void (*winograd_weights)(const float* w, int64_t out_channels, int64_t in_channels, float* out);
     void (*winograd_task)(const ConvJob&, int64_t task);

@@ -2,6 +2,7 @@
 // Weights are as ONNX stores them, [out_channels, 1, kh, kw].
 #pragma once
 
+#include "conv/lanes.hpp"
 #include "conv/slab.hpp"
 
 namespace halfbyte {
@@ -47,8 +48,16 @@ static void depthwise_band(const ConvJob& job, const Slab& s, const float* slab,
     }
 }
 
+// `rows` blocks of W channels from task * rows on, counted over all images.
+static void depthwise_blocks(const ConvJob& job, int64_t task) {
+    const int64_t blocks = (job.out_channels + W - 1) / W, all = job.batch * blocks;
+    const int64_t end = (task + 1) * job.rows < all ? (task + 1) * job.rows : all;
+    for (int64_t block = task * job.rows; block < end; ++block)
+        depthwise_lanes(job, block / blocks, block % blocks * W);
+}
+
 // `rows` output channels from task * rows on, counted over all images.
-static void depthwise_task(const ConvJob& job, int64_t task) {
+static void depthwise_planes(const ConvJob& job, int64_t task) {
     const int64_t planes = job.batch * job.out_channels, cells = job.kh * job.kw;
     const int64_t end = (task + 1) * job.rows < planes ? (task + 1) * job.rows : planes;
     const int64_t multiplier = job.out_channels / job.in_channels;
@@ -73,6 +82,14 @@ static void depthwise_task(const ConvJob& job, int64_t task) {
             fill_slab(job, s, x, 1, 0.0f, slab);
             depthwise_band(job, s, slab, offsets, channel, oh, stop, sums, plane * job.oh * job.ow);
         }
+    }
+}
+
+static void depthwise_task(const ConvJob& job, int64_t task) {
+    if (job.out_channels == job.in_channels) {
+        depthwise_blocks(job, task);
+    } else {
+        depthwise_planes(job, task);
     }
 }
 

@@ -100,6 +100,17 @@ static void finish_rows(const ConvJob& job, const ConvTask& t, int64_t row, int6
     }
 }
 
+// The tail of output channels from row m of a task on.
+static Tail conv_tail(const ConvJob& job, const ConvTask& t, int64_t m) {
+    const int64_t pixels = job.oh * job.ow;
+    Tail tail;
+    if (job.bias) tail.row_bias = job.bias + t.group * (job.out_channels / job.groups) + t.row0 + m;
+    if (job.residual) tail.residual = job.residual + t.out_at + m * pixels;
+    tail.stride = pixels;
+    set_bounds(job.finish, &tail);
+    return tail;
+}
+
 static void conv_gemm_task(const ConvJob& job, int64_t task) {
     const ConvTask t = conv_task(job, task);
     const int64_t cells = job.kh * job.kw, channels = job.in_channels / job.groups;
@@ -128,12 +139,15 @@ static void conv_gemm_task(const ConvJob& job, int64_t task) {
             fill_slab(job, s, x, count, 0.0f, slab);
             columns_from_slab(job, s, slab, count, offsets, t.p0, t.columns, panels);
         }
+        const bool last = c + count == channels;
         for (int64_t m = 0; m < t.rows; m += kGemmBlock) {
             const int64_t rows = t.rows - m < kGemmBlock ? t.rows - m : kGemmBlock;
+            Tail tail = conv_tail(job, t, m);
+            const bool fused = last && has_tail(job.finish);
             gemm_block<true>(rows, t.columns, depth, t.a + m * k + c * cells * kGemmRows,
                              k * kGemmRows, panels, depth * kGemmColumns, t.out + m * pixels,
-                             pixels, c == 0);
-            if (c + count == channels) finish_rows(job, t, m, rows);
+                             pixels, c == 0, fused ? &tail : nullptr);
+            if (last && !fused) finish_rows(job, t, m, rows);
         }
     }
 }

@@ -81,6 +81,26 @@ HB_INLINE __m128 sum4(F a, F b, F c, F d) {
 HB_INLINE void reduce4(const F* a, float* out) { _mm_storeu_ps(out, sum4(a[0], a[1], a[2], a[3])); }
 HB_INLINE float hsum(F a) { return _mm_cvtss_f32(sum4(a, a, a, a)); }
 
+// Rows of 8 lanes to columns.
+#define HB_TRANSPOSE 1
+HB_INLINE void transpose_lanes(F* r) {
+    F pairs[8], quads[8];
+    for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], _MM_SHUFFLE(1, 0, 1, 0));
+        quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], _MM_SHUFFLE(3, 2, 3, 2));
+        quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], _MM_SHUFFLE(1, 0, 1, 0));
+        quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], _MM_SHUFFLE(3, 2, 3, 2));
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
+    }
+}
+
 HB_INLINE F load_half(const void* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p)));
 }
