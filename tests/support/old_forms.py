@@ -27,7 +27,8 @@ def old_graph(
             graph.add_input(f"in{index}", dtype_of(array), array.shape) if known else None
         )
     outs = [Value(f"out{i}") for i in range(outputs)]
-    node = Node(op_spec(key).op, values, outs, dict(attributes), since_version=version)
+    spec = op_spec(key)
+    node = Node(spec.op, values, outs, dict(attributes), spec.domain, version)
     graph.insert(node)
     graph.outputs = list(outs)
     return graph, node
