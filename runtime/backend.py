@@ -113,6 +113,6 @@ class WeightStore:
         key = (id(tensor), dtype.name)
         if key not in self._arrays:
             # Inside a file a tensor may start at any byte; kernels take whole elements.
-            values = np.require(tensor.numpy().astype(dtype, copy=False), None, "CA")
+            values = np.require(tensor.numpy().astype(dtype, copy=False), None, ["C", "ALIGNED"])
             self._arrays[key] = (tensor, values)
         return self._arrays[key][1]

@@ -97,8 +97,8 @@ def range_length(start: Any, limit: Any, delta: Any) -> int:
         ZeroDivisionError: the step is zero.
     """
     if isinstance(start, int):
-        return max(0, -(-(limit - start) // delta))
-    steps = (limit - start) / delta
+        return max(0, int(-(-(limit - start) // delta)))
+    steps = float((limit - start) / delta)
     if math.isnan(steps) or math.isinf(steps):
         raise ZeroDivisionError("a range without end")
     return max(0, math.ceil(steps))

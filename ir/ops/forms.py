@@ -145,5 +145,5 @@ def renumbered(newer: OpSpec, versions: Iterable[int], **changes: Any) -> OpSpec
     ) -> list[Array]:
         return newer.evaluate(inputs, newer.with_defaults(attributes), context)
 
-    parts = {"upgrade": upgrade, "evaluate": evaluate, "cases": list} | changes
+    parts: dict[str, Any] = {"upgrade": upgrade, "evaluate": evaluate, "cases": list} | changes
     return replace(newer, versions=tuple(versions), **parts)

@@ -113,8 +113,8 @@ def evaluate_gather_nd(
     count = math.prod(data.shape[:batch])
     flat = data.reshape(count, *data.shape[batch:])
     wanted = indices.reshape(count, -1, indices.shape[-1])
-    rows = np.arange(count)[:, None]
-    found = flat[(rows, *np.moveaxis(wanted, -1, 0))]
+    index = (np.arange(count)[:, None], *np.moveaxis(wanted, -1, 0))
+    found = flat[index]
     rest = data.shape[batch + indices.shape[-1] :]
     return [found.reshape(*indices.shape[:-1], *rest)]
 
@@ -228,7 +228,7 @@ SPECS: tuple[OpSpec, ...] = (
         evaluate=evaluate_one_hot,
         attributes={"axis": Attribute("int", -1)},
         cases=lambda: [
-            Case("last", [np.asarray([0, -1, 7]), np.asarray(4), np.float32([2, 5])]),
+            Case("last", [np.asarray([0, -1, 7]), np.asarray(4), np.asarray([2, 5], np.float32)]),
             Case("first", [np.asarray([[1, 0]]), np.asarray(2), ints(0, 1)], {"axis": 0}),
         ],
     ),

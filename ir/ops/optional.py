@@ -78,6 +78,12 @@ def evaluate_get_element(
     return [_whole(inputs[0])]
 
 
+def get_cases() -> list[Case]:
+    """Return a tensor and a sequence, which are their own elements."""
+    sequence: Any = [normal(65, 2)]
+    return [Case("tensor", [normal(65, 2)]), Case("sequence", [sequence])]
+
+
 SPECS: tuple[OpSpec, ...] = (
     OpSpec(
         "Optional",
@@ -108,6 +114,6 @@ SPECS: tuple[OpSpec, ...] = (
         ("output",),
         infer=infer_get_element,
         evaluate=evaluate_get_element,
-        cases=lambda: [Case("tensor", [normal(65, 2)]), Case("sequence", [[normal(65, 2)]])],
+        cases=get_cases,
     ),
 )

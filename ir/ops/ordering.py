@@ -126,7 +126,7 @@ TOP_K = OpSpec(
     cases=lambda: [
         Case("largest", [normal(58, 3, 5), ints(2)], outputs=2),
         Case("smallest", [normal(58, 3, 5), ints(2)], {"largest": 0, "axis": 0}, outputs=2),
-        Case("ties", [np.float32([[1, 3, 3, 1]]), ints(3)], outputs=2),
+        Case("ties", [np.asarray([[1, 3, 3, 1]], np.float32), ints(3)], outputs=2),
     ],
 )
 
@@ -145,8 +145,8 @@ SPECS: tuple[OpSpec, ...] = (
         evaluate=evaluate_unique,
         attributes={"axis": Attribute("int"), "sorted": Attribute("int", 1)},
         cases=lambda: [
-            Case("sorted", [np.float32([2, 1, 1, 3])], outputs=4),
-            Case("first", [np.float32([2, 1, 1, 3])], {"sorted": 0}, outputs=4),
+            Case("sorted", [np.asarray([2, 1, 1, 3], np.float32)], outputs=4),
+            Case("first", [np.asarray([2, 1, 1, 3], np.float32)], {"sorted": 0}, outputs=4),
             Case("rows", [np.asarray([[1, 0], [0, 3], [1, 0]])], {"axis": 0}, outputs=4),
         ],
     ),
@@ -157,6 +157,6 @@ SPECS: tuple[OpSpec, ...] = (
         ("Y",),
         infer=infer_non_zero,
         evaluate=evaluate_non_zero,
-        cases=lambda: [Case("places", [np.float32([[0, 1], [2, 0]])])],
+        cases=lambda: [Case("places", [np.asarray([[0, 1], [2, 0]], np.float32)])],
     ),
 )

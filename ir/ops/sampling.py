@@ -142,8 +142,8 @@ def infer_grid_sample(node: Node) -> list[ValueType]:
     if data.shape is None or grid.shape is None:
         return [ValueType(dtype, None)]
     rank = len(data.shape)
-    known = isinstance(grid.shape[-1], int) if grid.shape else False
-    if rank < 3 or len(grid.shape) != rank or (known and grid.shape[-1] != rank - 2):
+    last = grid.shape[-1] if grid.shape else UNKNOWN
+    if rank < 3 or len(grid.shape) != rank or (isinstance(last, int) and last != rank - 2):
         raise GraphError(
             node.label, f"grid {list(grid.shape)} for rank {rank}; give [n, ..., {rank - 2}]"
         )

@@ -212,7 +212,7 @@ def spec(op: str, names: str, infer: Any, evaluate: Any, **parts: Any) -> OpSpec
 
 def pair(*more: Any, **attributes: Any) -> Any:
     """Return a maker of one case over a sequence of two."""
-    first = [normal(60, 2, 3), normal(61, 2, 3)]
+    first: Any = [normal(60, 2, 3), normal(61, 2, 3)]
     return lambda: [Case("pair", [first, *more], attributes)]
 
 
@@ -283,4 +283,5 @@ def map_cases() -> list[Case]:
     body = Graph("body")
     x, y = body.add_input("x", "float32", (UNKNOWN, 3)), body.add_input("y", "float32", (3,))
     body.outputs.append(body.add("Add", [x, y], since_version=14))
-    return [Case("sum", [[normal(60, 2, 3), normal(61, 1, 3)], normal(64, 3)], {"body": body})]
+    held: Any = [normal(60, 2, 3), normal(61, 1, 3)]
+    return [Case("sum", [held, normal(64, 3)], {"body": body})]

@@ -216,8 +216,8 @@ def evaluate_identity(
     inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
 ) -> list[Array]:
     """Return the input: an array, a sequence or an optional."""
-    value = inputs[0]
-    return [value if value is None or isinstance(value, list) else as_array(value)]
+    plain = not (inputs[0] is None or isinstance(inputs[0], list))
+    return [as_array(inputs[0]) if plain else inputs[0]]
 
 
 def ints(*values: int) -> Array:
