@@ -31,7 +31,7 @@ Draw = Callable[[np.random.RandomState, Mapping[str, Any], tuple[int, ...]], Arr
 def seeded(seed: float | None) -> np.random.RandomState:
     """Return the generator of a seed; its stream is the same in every version of numpy."""
     number = seed or 0
-    whole = int(number) if float(number).is_integer() else np.float64(number).view(np.uint64)
+    whole = int(number) if float(number).is_integer() else np.float32(number).view(np.uint32)
     return np.random.RandomState(int(whole) & 0xFFFFFFFF)
 
 

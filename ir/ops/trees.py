@@ -113,8 +113,11 @@ def softmax_zero(values: Array) -> Array:
 
 
 def probit(values: Array) -> Array:
-    """Return the normal quantile of each probability."""
-    return np.asarray(np.frompyfunc(NormalDist().inv_cdf, 1, 1)(values), np.float64)
+    """Return the normal quantile of each probability; NaN for what is none."""
+    inside = (values > 0) & (values < 1)
+    found = np.frompyfunc(NormalDist().inv_cdf, 1, 1)(np.where(inside, values, 0.5))
+    ends = np.where(values == 0, -np.inf, np.where(values == 1, np.inf, np.nan))
+    return np.where(inside, np.asarray(found, np.float64), ends)
 
 
 TRANSFORMS: tuple[Callable[[Array], Array], ...] = (
