@@ -225,7 +225,7 @@ def _as_linear(graph: Graph, node: Node, weight: Value) -> None:
     old = node.outputs[0]
     bias = input_at(node, 2)
     row = bias is None or (bias.constant is not None and len(bias.constant.shape) == 1)
-    inside = [bias] if bias is not None and row and bias.shape == weight.shape[:1] else []
+    inside = [bias] if bias is not None and row and bias.shape == (weight.shape or ())[:1] else []
     first = Value(old.name, old.dtype, old.shape)
     if bias is not None and not inside:
         first = Value(graph.fresh_name(f"{old.name}.product"), old.dtype, old.shape)

@@ -1,7 +1,8 @@
 """Whole ONNX models against onnxruntime, read, and read and written again.
 
 A float model must agree within 1e-4 of the largest value of each output. An int8 model must agree
-within twice the spread that onnxruntime itself shows between no optimization and all.
+within twice the spread that onnxruntime itself shows between no optimization and all, and come
+close to one of the two: one code that tips over in a layer moves an output by less than 1e-2.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ pytest.importorskip("onnx")
 pytestmark = pytest.mark.peer
 
 FLOAT = 1e-4
+TIPPED = 1e-2
 Arrays = dict[str, np.ndarray]
 
 
@@ -52,6 +54,11 @@ def limits(path: Path, feeds: Arrays, truth: Arrays) -> dict[str, float]:
     return {name: max(FLOAT, 2 * distance(plain[name], truth[name])) for name in truth}
 
 
+def assert_near_one(found: Arrays, *truths: Arrays) -> None:
+    far = [max(distance(found[name], truth[name]) for name in truth) for truth in truths]
+    assert min(far) <= TIPPED, far
+
+
 def assert_close(found: Arrays, truth: Arrays, allowed: dict[str, float]) -> None:
     far = {
         name: (distance(found[name], truth[name]), allowed[name])
@@ -72,6 +79,7 @@ def test_a_model_gives_what_onnxruntime_gives(name: str) -> None:
     truth = theirs(path, feeds)
     found = Session(halfbyte.open(path)).run(feeds)
     assert_close(found, truth, allowed_for(name, path, feeds, truth))
+    assert_near_one(found, truth, theirs(path, feeds, "ORT_DISABLE_ALL"))
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))

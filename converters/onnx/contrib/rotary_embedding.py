@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from halfbyte.converters.onnx.contrib.lowering import Lowering
 from halfbyte.ir.graph import Graph, Node, Value
 
@@ -19,7 +21,10 @@ def lower(graph: Graph, node: Node) -> None:
     rank = at.rank(0)
     dim, heads = int(at.option("rotary_embedding_dim", 0)), int(at.option("num_heads", 0))
     positions = positions_of(at, data, rank, at.need(1))
-    options = {"interleaved": int(at.option("interleaved", 0)), "rotary_embedding_dim": dim}
+    options: dict[str, Any] = {
+        "interleaved": int(at.option("interleaved", 0)),
+        "rotary_embedding_dim": dim,
+    }
     if rank == 3 and not heads:
         split = at.reshape(data, 0, 0, -1, head_size(at, cos, dim))
         turned = at.add(
