@@ -174,8 +174,8 @@ UNCLAIMED = {
         [F32, ("z", "float32", (1, 2, 8)), np.ones((2, 8), np.float32)],
         {"axis": 1},
     ),
-    "softmax axis": ("Softmax", [F32], {"axis": 1}),
-    "swish alpha": ("Swish", [F32], {"alpha": 1.7}),
+    "double softmax": ("Softmax", [("x", "float64", (2, 8))], {"axis": 1}),
+    "half swish": ("Swish", [("x", "float16", (2, 8))], {"alpha": 1.7}),
     "double gelu": ("Gelu", [("x", "float64", (2,))], {}),
     "double swiglu": ("halfbyte.SwiGLU", [("x", "float64", (2,)), ("z", "float64", (2,))], {}),
     "double attention": (
@@ -226,7 +226,7 @@ UNCLAIMED = {
     "float8 cast": ("Cast", [F32], {"to": "float8_e4m3fn"}),
     "double cosine": ("Cos", [("x", "float64", (2,))], {}),
     "half addition": ("Add", [("x", "float16", (2,)), ("z", "float16", (2,))], {}),
-    "matrix product": ("MatMul", [("x", "float32", (2, 3)), ("z", "float32", (3, 2))], {}),
+    "integer product": ("MatMul", [("x", "int64", (2, 3)), ("z", "int64", (3, 2))], {}),
 }
 
 
