@@ -102,7 +102,7 @@ def low_bits(data: Array, to: str) -> Array:
     if to.startswith("int"):
         top = np.int8(1 << (count - 1))
         bits = (bits ^ top) - top
-    return bits.astype(numpy_dtype(to))
+    return np.asarray(bits).astype(numpy_dtype(to))
 
 
 def cast(data: Any, to: str, saturate: bool = True, mode: str = "up") -> Array:

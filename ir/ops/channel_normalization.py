@@ -10,7 +10,7 @@ import numpy as np
 
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Graph, Node, Value
-from halfbyte.ir.ops.old_forms import constant, consuming, renewed, set_inputs
+from halfbyte.ir.ops.old_forms import constant, consuming, insert_before, renewed, set_inputs
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,
@@ -104,11 +104,9 @@ def upgrade_group(graph: Graph, node: Node) -> bool:
     for index in (1, 2):
         value = required_input(node, index)
         for op, shape in shapes.items():
-            out = Value(graph.fresh_name(f"{value.name}.repeated"), value.dtype)
             version = 13 if op == "Expand" else 25
-            twin = Node(op or "Reshape", [value, shape], [out], since_version=version)
-            graph.insert(twin, before=node)
-            value = out
+            kind = {"dtype": value.dtype}
+            value = insert_before(graph, node, op or "Reshape", [value, shape], version, **kind)
         values.append(value)
     set_inputs(graph, node, values)
     return renewed(node, 21)

@@ -100,6 +100,20 @@ def _align(version: int) -> Upgrade:
     return upgrade
 
 
+def insert_before(
+    graph: Graph, node: Node, op: str, inputs: Sequence[Value | None], version: int, **kind: Any
+) -> Value:
+    """Insert a node with one output before another, in its layer, and return the output.
+
+    kind: dtype and shape of the output, as far as they are known.
+    """
+    stem = f"{node.outputs[0].name}.{op.lower()}" if node.outputs else op.lower()
+    out = Value(graph.fresh_name(stem), **kind)
+    made = Node(op, list(inputs), [out], {}, node.domain, version, node.layer, node.origin)
+    graph.insert(made, before=node)
+    return out
+
+
 def unsqueeze_end(graph: Graph, node: Node, index: int, count: int) -> None:
     """Give an input of known shape `count` more dimensions of 1 at its end."""
     value = node.inputs[index]
@@ -107,8 +121,8 @@ def unsqueeze_end(graph: Graph, node: Node, index: int, count: int) -> None:
         raise ValueError(f"input {index} has no known shape")
     rank = len(value.shape)
     axes = constant(graph, node, "axes", np.arange(rank, rank + count))
-    out = Value(graph.fresh_name(f"{value.name}.wide"), value.dtype, value.shape + (1,) * count)
-    graph.insert(Node("Unsqueeze", [value, axes], [out], since_version=UNSQUEEZE), before=node)
+    wide = {"dtype": value.dtype, "shape": value.shape + (1,) * count}
+    out = insert_before(graph, node, "Unsqueeze", [value, axes], UNSQUEEZE, **wide)
     graph.set_input(node, index, out)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from halfbyte.ir.graph import Graph, Node, Value
-from halfbyte.ir.ops.old_forms import constant, renewed
+from halfbyte.ir.ops.old_forms import constant, insert_before, renewed
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,
@@ -106,16 +106,15 @@ def upgrade_softmax(graph: Graph, node: Node) -> bool:
     axis = axis % rank if axis < 0 else axis
     if axis < rank - 1:
         joined = constant(graph, node, "joined", np.asarray([0] * axis + [-1], np.int64))
-        flat = Value(graph.fresh_name(f"{out.name}.rows"), data.dtype)
-        sizes = Value(graph.fresh_name(f"{out.name}.shape"), "int64", (rank,))
-        inner = Value(graph.fresh_name(f"{out.name}.flat"), data.dtype)
-        graph.insert(Node("Shape", [data], [sizes], since_version=SHAPE), before=node)
-        graph.insert(Node("Reshape", [data, joined], [flat], since_version=RESHAPE), before=node)
+        sizes = insert_before(graph, node, "Shape", [data], SHAPE, dtype="int64", shape=(rank,))
+        flat = insert_before(graph, node, "Reshape", [data, joined], RESHAPE, dtype=data.dtype)
         graph.set_input(node, 0, flat)
+        inner = Value(graph.fresh_name(f"{out.name}.flat"), data.dtype)
         node.outputs[0], inner.producer = inner, node
         after = graph.nodes.index(node) + 1
-        before = graph.nodes[after] if after < len(graph.nodes) else None
-        graph.insert(Node("Reshape", [inner, sizes], [out], since_version=RESHAPE), before=before)
+        following = graph.nodes[after] if after < len(graph.nodes) else None
+        parted = Node("Reshape", [inner, sizes], [out], since_version=RESHAPE, layer=node.layer)
+        graph.insert(parted, before=following)
     node.attributes["axis"] = -1
     return renewed(node, 13)
 
