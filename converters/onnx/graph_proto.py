@@ -16,7 +16,7 @@ from halfbyte.converters.onnx.opset_choice import DEFAULT_DOMAINS, schema_at, wr
 from halfbyte.errors import GraphError, UnsupportedError
 from halfbyte.ir.dtypes import ONNX_NUMBERS, dtype_name
 from halfbyte.ir.graph import HALFBYTE_DOMAIN, Dim, Graph, Node, Value
-from halfbyte.ir.ops import spec_of
+from halfbyte.ir.ops import OPS, op_key, spec_of
 from halfbyte.ir.ops.spec import UNKNOWN
 from halfbyte.ir.tensor import Tensor, tensor_from_array
 
@@ -148,7 +148,7 @@ class ProtoBuilder:
             if spec_of(node).attributes[name].kind == "dtype" and result.type == kind.INT:
                 value = ONNX_NUMBERS[dtype_name(value)]
         else:
-            result.type = _foreign_kind(node, name, value)
+            result.type = _declared_kind(node, name) or _foreign_kind(node, name, value)
         if result.type == kind.GRAPH:
             result.g.CopyFrom(self._subgraph(node, value, names))
         elif result.type == kind.GRAPHS:
@@ -201,6 +201,15 @@ def _output_names(node: Node, names: Mapping[Value, str], results: set[Value]) -
         if optional and not value.uses and value not in results:
             found[index] = ""
     return found
+
+
+def _declared_kind(node: Node, name: str) -> int | None:
+    """Return the AttributeProto type that our table gives for an operator of another domain."""
+    from onnx import AttributeProto
+
+    key = op_key(node.op, node.domain)
+    rule = spec_of(node).attributes.get(name) if key in OPS else None
+    return None if rule is None else int(getattr(AttributeProto, rule.kind.upper()))
 
 
 def _foreign_kind(node: Node, name: str, value: Any) -> int:
