@@ -138,8 +138,8 @@ class ProtoBuilder:
         """Return one attribute; None for a default that this opset does not spell out."""
         import onnx
 
-        result = onnx.AttributeProto(name=name)
-        kind = onnx.AttributeProto
+        result: Any = onnx.AttributeProto(name=name)
+        kind: Any = onnx.AttributeProto
         if node.domain in DEFAULT_DOMAINS:
             schema = schema_at(node.op, self.opset)
             if name not in schema.attributes:
@@ -218,7 +218,7 @@ def _foreign_kind(node: Node, name: str, value: Any) -> int:
 
     if isinstance(value, (list, tuple)):
         first = _foreign_kind(node, name, value[0]) if value else Proto.INT
-        plural = {
+        plural: dict[Any, Any] = {
             Proto.INT: Proto.INTS,
             Proto.FLOAT: Proto.FLOATS,
             Proto.STRING: Proto.STRINGS,

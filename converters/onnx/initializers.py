@@ -44,7 +44,7 @@ def pack_elements(array: Array, bits: int) -> Bytes:
     flat: Bytes = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     if bits >= 8:
         return flat
-    flat = flat & ((1 << bits) - 1)
+    flat = np.bitwise_and(flat, np.uint8((1 << bits) - 1))
     if 8 % bits:
         spread = np.unpackbits(flat[:, None], axis=1, count=bits, bitorder="little")
         return np.packbits(spread.reshape(-1), bitorder="little")
@@ -52,7 +52,7 @@ def pack_elements(array: Array, bits: int) -> Bytes:
     padded = np.zeros(-(-flat.size // per_byte) * per_byte, np.uint8)
     padded[: flat.size] = flat
     groups = padded.reshape(-1, per_byte)
-    packed = groups[:, 0].copy()
+    packed: Bytes = groups[:, 0].copy()
     for place in range(1, per_byte):
         packed |= groups[:, place] << (bits * place)
     return packed

@@ -125,9 +125,10 @@ def _separate_outputs(graph: Graph, captures: int | None = None) -> None:
         foreign.update(graph.constant_value(name) for name in graph.constants)
     for index, value in enumerate(graph.outputs):
         if value in foreign:
-            kind = {"dtype": value.dtype, "shape": value.shape}
             name = f"{value.name}.output"
-            graph.outputs[index] = graph.add("Identity", [value], name=name, **kind)
+            graph.outputs[index] = graph.add(
+                "Identity", [value], name=name, dtype=value.dtype, shape=value.shape
+            )
         foreign.add(value)
     for node in graph.nodes:
         for inner in graph.subgraphs([node]):
@@ -211,7 +212,7 @@ def _write_inline(
 
 def _frame(entry: _Entry) -> bytes:
     """Return what stands before the raw bytes of a constant, or the whole of a small one."""
-    proto = entry.proto.SerializeToString()
+    proto: bytes = entry.proto.SerializeToString()
     if entry.streamed is None:
         return _tag(_INITIALIZER_FIELD, len(proto)) + proto
     raw = _tag(_RAW_DATA_FIELD, entry.streamed.nbytes)
