@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,8 @@ def opener(tool: str) -> Callable[[str], Any]:
             path, options, providers=["CPUExecutionProvider"]
         )
     import halfbyte
+
+    import_module("halfbyte.converters.onnx.reader")
 
     def opened(path: str) -> Any:
         model = halfbyte.open(path)

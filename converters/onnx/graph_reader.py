@@ -139,10 +139,11 @@ class GraphReader:
         types = {info.name: info.type for info in infos}
         names: dict[str, str] = {}
         for node in sorted_nodes:
-            if not self._is_constant(node):
-                for name in filter(None, node.output):
-                    outside = scope.results.get(name)
-                    names[name] = outside or scope.graph.fresh_name(scope.prefix + name)
+            for name in filter(None, node.output):
+                if name in scope.results:
+                    names[name] = scope.results[name]
+                elif not self._may_be_stored(node):
+                    names[name] = scope.graph.fresh_name(scope.prefix + name)
         for node in sorted_nodes:
             self._node(scope, node, names, types)
 
@@ -181,8 +182,17 @@ class GraphReader:
         return bound
 
     @staticmethod
-    def _is_constant(message: NodeMessage) -> bool:
-        return message.op_type == "Constant" and standard_domain(message.domain) == ""
+    def _may_be_stored(message: NodeMessage) -> bool:
+        """Whether the result may be a stored tensor, which needs no value of its own."""
+        standard = standard_domain(message.domain) == ""
+        return standard and message.op_type in ("Constant", "Identity")
+
+    def _stored_source(self, scope: Scope, message: NodeMessage) -> Tensor | None:
+        """Return the tensor of an Identity over one: exporters give equal weights two names so."""
+        if not self._may_be_stored(message) or len(message.input) != 1:
+            return None
+        bound = scope.find(message.input[0])
+        return bound if isinstance(bound, Tensor) and len(message.output) == 1 else None
 
     def _node(
         self,
@@ -194,8 +204,10 @@ class GraphReader:
         key = function_key(message)
         if key in self.functions.by_key:
             self._call(scope, message, self.functions.by_key[key], names)
-        elif self._is_constant(message):
+        elif self._may_be_stored(message) and message.op_type == "Constant":
             self._constant_node(scope, message)
+        elif (stored := self._stored_source(scope, message)) is not None:
+            scope.names[message.output[0]] = stored
         else:
             self._plain_node(scope, message, names, types)
 
@@ -257,8 +269,8 @@ class GraphReader:
         while written and not written[-1]:
             written.pop()
         for name in written:
-            fresh = names[name] if name else scope.graph.fresh_name("unused")
-            value = Value(fresh)
+            stem = scope.prefix + name if name else "unused"
+            value = Value(names.get(name) or scope.graph.fresh_name(stem))
             if name:
                 scope.names[name] = value
             if types.get(name) is not None:

@@ -356,6 +356,21 @@ def test_big_constants_are_weights(tmp_path: Path) -> None:
     assert list(read_model(save(tmp_path / "m.onnx", nodes)).weights) == ["big"]
 
 
+def test_second_names_of_stored_tensors(tmp_path: Path) -> None:
+    nodes = [
+        make("Identity", ["w"], ["w2"]),
+        make("Add", ["x", "w"], ["a"]),
+        make("Add", ["a", "w2"], ["y"]),
+        make("Identity", ["w2"], ["z"]),
+    ]
+    z = helper.make_tensor_value_info("z", FLOAT, [4])
+    stored = [constant("w", [1, 2, 3, 4])]
+    graph = read_model(save(tmp_path / "m.onnx", nodes, [X], [Y, z], initializers=stored)).graph
+    assert ops(graph) == ["Add", "Add", "Identity"]
+    assert list(graph.constants) == ["w"]
+    assert [value.name for value in graph.outputs] == ["y", "z"]
+
+
 def test_old_forms_are_upgraded(tmp_path: Path) -> None:
     node = make("Squeeze", ["x"], ["y"], axes=[0])
     one = helper.make_tensor_value_info("x", FLOAT, [1, 4])
