@@ -74,8 +74,12 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 def dtype_of(array: Any) -> str:
     """Return the dtype name of an array."""
-    name = str(array.dtype.name)
-    return "string" if array.dtype.kind in "OUST" else name
+    return _dtype_name(array.dtype)
+
+
+@cache
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    return "string" if dtype.kind in "OUST" else str(dtype.name)
 
 
 def dtype_name(to: Any) -> str:

@@ -38,6 +38,8 @@ from halfbyte.runtime.subgraphs import SubgraphRunner
 
 KNOWN_ELEMENTS = 1 << 12
 FOLDED_ELEMENTS = 1 << 16
+# Their results are never larger than their inputs and attributes.
+BOUNDED = frozenset({"Constant", "NonZero", "Unique", "Compress"})
 NO_TYPE = ValueType(None, None)
 
 
@@ -257,8 +259,12 @@ class PlanBuilder:
             return False
         if not all(v is None or _known(v) for v in shadow.inputs):
             return False
-        sizes = [math.prod(slot.shape or ()) for slot in bound.outputs]
-        return node.op == "Constant" or max(sizes) <= FOLDED_ELEMENTS
+        if node.op in BOUNDED:
+            return True
+        return all(
+            slot.shape is not None and math.prod(slot.shape) <= FOLDED_ELEMENTS
+            for slot in bound.outputs
+        )
 
     def _schedule(self, bound: BoundNode) -> None:
         source = bound.inputs[0] if bound.inputs else None

@@ -190,7 +190,8 @@ class Session:
         symbols: dict[str, int] = {}
         for name, value in self._inputs.items():
             feeds[name] = given[name] if name in given else self._default(name, given)
-            check_dims(value, feeds[name], symbols)
+            # Files of other tools may use one symbol for different lengths.
+            check_dims(value, feeds[name], symbols if self.cache.buffers else {})
             if name in self._limits:
                 check_range(name, feeds[name], self._limits[name])
         if OUTPUTS in feeds and TOKEN_IDS in feeds and self.cache.buffers:
@@ -283,7 +284,7 @@ def converted(value: Value, array: Array) -> Array:
 
 
 def check_dims(value: Value, array: Array, symbols: dict[str, int]) -> None:
-    """Check fixed dimensions, and that one symbol means one length everywhere.
+    """Check fixed dimensions, and that one symbol means one length in all that share `symbols`.
 
     Raises:
         HalfbyteError: a dimension differs.

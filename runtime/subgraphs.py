@@ -52,12 +52,8 @@ class SubgraphRunner:
         return [copied(plan.outputs[value.name].value()) for value in graph.outputs]
 
     def _plan(self, graph: Graph, inputs: Sequence[Any]) -> Plan | None:
-        kinds = {
-            value.name: kind_of(given, value.dtype)
-            for value, given in zip(graph.inputs, inputs, strict=True)
-        }
         _, plans = self._plans.setdefault(id(graph), (graph, OrderedDict()))
-        key = tuple(kinds.values())
+        key = tuple(_signature(given) for given in inputs)
         misses = self._misses.get(id(graph), 0)
         if key in plans:
             plans.move_to_end(key)
@@ -66,10 +62,21 @@ class SubgraphRunner:
         if misses >= PATIENCE:
             return None
         self._misses[id(graph)] = misses + 1
+        kinds = {
+            value.name: kind_of(given, value.dtype)
+            for value, given in zip(graph.inputs, inputs, strict=True)
+        }
         plans[key] = self._compile(graph, self._backend, kinds, self._weights, run=self)
         if len(plans) > KEPT_PLANS:
             plans.popitem(last=False)
         return plans[key]
+
+
+def _signature(value: Any) -> Any:
+    """Return what a plan depends on, cheaply: dtype and shape of an array."""
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.shape
+    return (kind_of(value), value is None)
 
 
 def copied(value: Any) -> Any:
