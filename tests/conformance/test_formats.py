@@ -17,7 +17,7 @@ from halfbyte.ir.model import Model
 from halfbyte.ir.roles import Role
 from support.model_folders import SAMPLE, outputs_of, tiny_model, write_model
 
-NAMES = {"hf": "folder", "gguf": "model.gguf", "hb": "model.hb"}
+NAMES = {"hf": "folder", "gguf": "model.gguf", "hb": "model.hb", "onnx": "model.onnx"}
 # GGUF's llama has no window, so the example's is switched off where GGUF takes part.
 SETTINGS = {"mistral": {"sliding_window": None}}
 IDS = [5, 17, 250, 3, 3, 99, 0, 42]
@@ -55,7 +55,7 @@ def test_every_pair_of_formats(model_type, tmp_path):
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_there_and_back_gives_the_same_bytes(model_type, tmp_path):
     source = read(write_model(tiny(model_type), tmp_path / "source"))
-    for name in ("gguf", "hb"):
+    for name in ("gguf", "hb", "onnx"):
         middle = read(write_model(source, tmp_path / f"to-{NAMES[name]}"))
         back = read(write_model(middle, tmp_path / f"back-{name}"))
         for tensor in source.weights.values():
