@@ -190,7 +190,7 @@ def wrong_rank(graph: Graph) -> None:
     ("spoil", "rule"),
     [
         (unknown_operator, "operator 'Ad' is not supported"),
-        (unknown_version, "since_version 3 is unknown; Add has 7, 13, 14"),
+        (unknown_version, "since_version 3 is unknown; Add has 1, 6, 7, 13, 14"),
         (too_few_inputs, "has 1 inputs, 2 to 2 were required"),
         (omitted_input, "required input 'B' is omitted"),
         (too_many_outputs, "has 2 outputs, 1 to 1 were required"),
