@@ -79,7 +79,9 @@ def to_powers(data: Array, saturate: bool, mode: str) -> Array:
 
 def to_text(data: Array) -> Array:
     """Return numbers as the shortest text that reads back as them."""
-    plain = data if data.dtype.kind in "biufO" else data.astype(np.float32)
+    plain = data.astype(np.int8) if dtype_of(data) in NARROW_INTEGERS else data
+    if plain.dtype.kind not in "biuf":
+        plain = plain.astype(np.float32)
     return plain.astype(np.str_).astype(object)
 
 

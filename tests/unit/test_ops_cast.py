@@ -104,6 +104,14 @@ def test_text_reads_back() -> None:
     assert evaluate("Cast", np.asarray(["2.5"], object), to="bfloat16").astype(F32)[0] == 2.5
 
 
+def test_narrow_numbers_become_text() -> None:
+    whole = np.asarray([-2, 1]).astype(ml_dtypes.int4)
+    assert evaluate("Cast", whole, to="string").tolist() == ["-2", "1"]
+    small = f32(0.5, -6).astype(ml_dtypes.float4_e2m1fn)
+    assert evaluate("Cast", small, to="string").tolist() == ["0.5", "-6.0"]
+    assert evaluate("Cast", small, to="int32").tolist() == [0, -6]
+
+
 def test_cast_like_takes_the_other_dtype() -> None:
     like = np.zeros(2, ml_dtypes.bfloat16)
     assert evaluate("CastLike", f32(1.0), like).dtype == like.dtype
