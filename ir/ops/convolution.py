@@ -44,8 +44,10 @@ TRANSPOSE_ATTRIBUTES = CONV_ATTRIBUTES | {
     "output_padding": Attribute("ints"),
     "output_shape": Attribute("ints"),
 }
-WIDE_PRODUCTS = 1 << 24
+WIDE_PRODUCTS = 1 << 28
 """Products up to which sums of float32 run in float64."""
+UNFOLDED_BYTES = 1 << 25
+"""Memory for the values of windows side by side, at least one line of output."""
 
 
 def convolve(data: Array, weight: Array, windows: Windows, group: int) -> Array:
@@ -53,17 +55,21 @@ def convolve(data: Array, weight: Array, windows: Windows, group: int) -> Array:
 
     data: [n, c, *spatial]; weight: [m, c / group, *kernel]; returns [n, m, *output].
     """
-    batch = data.shape[0]
     rows = weight.reshape(group, weight.shape[0] // group, -1)
-    result = np.zeros((batch, group, rows.shape[1], int(np.prod(windows.output))), data.dtype)
+    result = np.zeros((data.shape[0], *rows.shape[:2], *windows.output), data.dtype)
     view = window_view(padded(data, windows, 0), windows)
     rank = len(windows.kernel)
     order = (0, *range(1 + rank, 1 + 2 * rank), *range(1, 1 + rank))
-    # One sample at a time bounds the memory of the unfolded windows.
-    for place in range(batch if result.size else 0):
-        columns = view[place].transpose(order).reshape(group, rows.shape[2], -1)
-        np.matmul(rows, columns, out=result[place])
-    return result.reshape(batch, weight.shape[0], *windows.output)
+    # A few lines of one sample at a time bound the memory of the unfolded windows.
+    line = rows.shape[2] * group * int(np.prod(windows.output[1:])) * data.itemsize
+    lines = max(1, UNFOLDED_BYTES // max(1, line))
+    for place in range(data.shape[0] if result.size else 0):
+        for start in range(0, windows.output[0], lines):
+            part = view[place, :, start : start + lines]
+            columns = part.transpose(order).reshape(group, rows.shape[2], -1)
+            target = result[place, :, :, start : start + lines]
+            target[...] = (rows @ columns).reshape(target.shape)
+    return result.reshape(data.shape[0], weight.shape[0], *windows.output)
 
 
 def work_dtype(dtype: str, products: int) -> np.dtype[Any]:

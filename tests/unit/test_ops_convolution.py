@@ -67,6 +67,8 @@ def test_conv_is_the_loop(x: tuple, w: tuple, attributes: dict, dtype: type) -> 
 def test_many_products_run_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     data, weight = normal(1, 2, 8, 9, 9), normal(2, 6, 4, 3, 3)
     exact = evaluated_one("Conv", data, weight, group=2)
+    monkeypatch.setattr(convolution, "UNFOLDED_BYTES", 9 * 8 * 8 * 7 * 2)
+    np.testing.assert_array_equal(evaluated_one("Conv", data, weight, group=2), exact)
     monkeypatch.setattr(convolution, "WIDE_PRODUCTS", 0)
     quick = evaluated_one("Conv", data, weight, group=2)
     assert quick.dtype == np.float32
