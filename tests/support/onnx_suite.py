@@ -63,7 +63,7 @@ def by_name(case: TestCase) -> str:
 def run_case(case: TestCase, backend: ModuleType) -> None:
     """Run a case; raises what the backend raises, or AssertionError where results differ."""
     if case.model is not None:
-        prepared = backend.prepare(case.model, "CPU")
+        prepared = backend.prepare(case.model, "CPU", threads=1)
         for inputs, outputs in case.data_sets:
             found = prepared.run([_normalize_tensor(v) for v in inputs])
             compare(case, [_normalize_tensor(v) for v in outputs], found)
@@ -88,7 +88,7 @@ def compare(case: TestCase, wanted: list[Any], found: Any) -> None:
 def run_folder(case: TestCase, backend: ModuleType, folder: Path) -> None:
     """Run a case that lies in files."""
     model = onnx.load(folder / "model.onnx")
-    prepared = backend.prepare(model, "CPU")
+    prepared = backend.prepare(model, "CPU", threads=1)
     stored = {tensor.name for tensor in model.graph.initializer}
     given = [v.type for v in model.graph.input if v.name not in stored]
     sets = sorted(folder.glob("test_data_set*"))
@@ -119,4 +119,4 @@ def run_light(case: TestCase, backend: ModuleType) -> None:
     ]
     files = [path.with_name(f"{path.stem}_output_{i}.pb") for i in range(len(model.graph.output))]
     outputs = [onnx.numpy_helper.to_array(onnx.load_tensor(str(file))) for file in files]
-    compare(case, outputs, backend.prepare(model, "CPU").run(inputs))
+    compare(case, outputs, backend.prepare(model, "CPU", threads=1).run(inputs))
