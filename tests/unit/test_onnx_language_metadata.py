@@ -100,7 +100,8 @@ def wider(props: Props, proto: Any) -> None:
     props["halfbyte.config"] = json.dumps({**config, "hidden_size": 128})
 
 
-SPACES = zlib.compress(b" " * (metadata.LARGEST_TEXT + 9))
+LIMIT = 1 << 20
+SPACES = zlib.compress(b" " * (LIMIT + 9))
 BOMB = metadata.COMPRESSED + base64.b64encode(SPACES).decode()
 CUT = metadata.COMPRESSED + base64.b64encode(b"x\x9c").decode()
 CASES: dict[str, tuple[Callable[[Props, Any], None], str]] = {
@@ -153,7 +154,8 @@ CASES: dict[str, tuple[Callable[[Props, Any], None], str]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_hostile_metadata(name, written, tmp_path):
+def test_hostile_metadata(name, written, tmp_path, monkeypatch):
+    monkeypatch.setattr(metadata, "LARGEST_TEXT", LIMIT)
     change, words = CASES[name]
     with pytest.raises(FormatError) as caught:
         read_model(changed(written, tmp_path, change))
