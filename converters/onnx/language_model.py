@@ -55,6 +55,7 @@ def _write(model: Model, path: Path, options: WriteOptions) -> list[WrittenTenso
         metadata=metadata.properties(model, export.holdings),
         external=True,
         companions=companions,
+        opset=options.opset,
         threads=options.threads,
         progress=options.progress,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from halfbyte.converters.format import WriteOptions, WrittenTensor
 from halfbyte.converters.onnx.lowering import lower_graph
+from halfbyte.converters.onnx.lowering.cached_attention import ATTENTION_OPSET
 from halfbyte.converters.onnx.lowering.target import target_opset
 from halfbyte.converters.onnx.opset_choice import every_graph
 from halfbyte.converters.onnx.profile import profile
@@ -26,7 +27,10 @@ def write_onnx(model: Model, path: Path, options: WriteOptions) -> list[WrittenT
     from halfbyte.converters.onnx.language_model import is_language_model, write_language_model
 
     profile(options.flavour)
-    if is_language_model(model):
+    # The exporter of language models says attention as one operator; before it existed, an encoder
+    # can be said by its parts.
+    apart = options.opset is not None and options.opset < ATTENTION_OPSET
+    if is_language_model(model) and not (apart and not model.graph.states):
         return write_language_model(model, path, options)
     return write_model(model, path, options)
 
