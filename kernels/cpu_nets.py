@@ -30,8 +30,9 @@ BINARY = ("add", "sub", "mul", "div", "max", "min")
 FORMS = ("gemm", "depthwise", "winograd", "transposed", "rows")
 _UNARY_IDS: Mapping[str, int] = MappingProxyType({name: i for i, name in enumerate(UNARY)})
 _BINARY_IDS: Mapping[str, int] = MappingProxyType({name: i for i, name in enumerate(BINARY)})
-WINOGRAD_TILES = 12  # below this the lanes stay empty
-WINOGRAD_CHANNELS = 40
+WINOGRAD_TILES = 12  # fewer pay for reading the weights only while those stay in the caches
+WINOGRAD_CACHED = 1 << 14  # pairs of channels
+WINOGRAD_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def conv_form(shape: Sequence[int], groups: int, window: Window, out_size: tuple
         return "depthwise"
     plain = window.strides == (1, 1) and window.dilations == (1, 1) and groups == 1
     tiles = -(-out_size[0] // 4) * -(-out_size[1] // 4)
-    wide = min(shape[0], shape[1]) >= WINOGRAD_CHANNELS and tiles >= WINOGRAD_TILES
+    cached = shape[0] * shape[1] <= WINOGRAD_CACHED and tiles >= 4
+    wide = min(shape[0], shape[1]) >= WINOGRAD_CHANNELS and (cached or tiles >= WINOGRAD_TILES)
     if plain and window.kernel == (3, 3) and wide:
         return "winograd"
     # Lanes hold 16 pixels (8 at the end, at a lower rate), or 6 rows of one pixel each.

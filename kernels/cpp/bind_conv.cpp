@@ -46,7 +46,7 @@ class ConvWeight {
                              packed_.get() + g * size);
             }
         } else if (form_ == Form::winograd) {
-            packed_ = Floats(36 * table.packed_a_size(rows, inner));
+            packed_ = Floats(36 * table.packed_b_size(rows, inner));
             table.winograd_weights(data, rows, inner, packed_.get());
         } else if (form_ == Form::transposed) {
             pack_transposed(data, groups, group_rows);
@@ -158,10 +158,12 @@ class Convolution {
                      [&](int64_t task) { table.conv_rows_task(job, task); });
         } else if (weight_->form() == Form::winograd) {
             const int64_t tiles = ceil_div(job.oh, 4) * ceil_div(job.ow, 4);
-            // 36 planes of inputs: about half of the second cache.
-            const int64_t fitting = (256 << 10) / (4 * 36 * job.in_channels);
-            const int64_t unit = table.gemm_columns;
-            job.columns = std::min<int64_t>(std::max<int64_t>(1, fitting / unit), 6) * unit;
+            // Inputs and products of the 36 planes: most of the second cache.
+            const int64_t fitting = (448 << 10) / (144 * (job.in_channels + job.out_channels));
+            const int64_t most = std::clamp<int64_t>(fitting, 24, 96);
+            int64_t parts = ceil_div(tiles, most);
+            while (job.batch * parts % threads != 0 && tiles / (parts + 1) >= 6) ++parts;
+            job.columns = std::min(tiles, round_up(ceil_div(tiles, parts), 6));
             parallel(job.batch * ceil_div(tiles, job.columns),
                      [&](int64_t task) { table.winograd_task(job, task); });
         } else if (weight_->form() == Form::depthwise) {

@@ -1,15 +1,14 @@
 // 3x3 convolution of stride 1 by 4x4 output tiles: 36 products per tile and channel pair instead of
-// 144 (Lavin and Gray, F(4x4, 3x3)). Lanes run along tiles; inputs lie in four column phases.
+// 144 (Lavin and Gray, F(4x4, 3x3)). Lanes run along channels; tiles are the rows of the products.
 #pragma once
 
-#include "conv/slab.hpp"
+#include "conv/lanes.hpp"
 #include "matmul/gemm.hpp"
 
 namespace halfbyte {
 namespace HB_ISA {
 
 constexpr int kTile = 4, kCells = 6, kPlanes = kCells * kCells;
-constexpr int64_t kWinogradRows = kGemmRows * (24 / kGemmRows);
 
 // Rows of G for points 0, 1, -1, 2, -2 and infinity.
 HB_INLINE void weight_transform(const float* g, int64_t step, float* out, int64_t out_step) {
@@ -22,20 +21,20 @@ HB_INLINE void weight_transform(const float* g, int64_t step, float* out, int64_
     out[5 * out_step] = c;
 }
 
-// w [out_channels, in_channels, 3, 3] to 36 packed matrices [out_channels, in_channels].
+// w [out_channels, in_channels, 3, 3] to 36 matrices [in_channels, out_channels] packed by pack_b.
 static void winograd_weights(const float* w, int64_t out_channels, int64_t in_channels,
                              float* out) {
-    const int64_t size = packed_a_size(out_channels, in_channels);
-    fill(out, kPlanes * size, 0.0f);
+    const int64_t size = packed_b_size(out_channels, in_channels);
+    std::memset(out, 0, static_cast<size_t>(4 * kPlanes * size));
     for (int64_t o = 0; o < out_channels; ++o) {
-        float* block = out + (o / kGemmRows * in_channels) * kGemmRows + o % kGemmRows;
+        float* panel = out + o / kGemmColumns * in_channels * kGemmColumns + o % kGemmColumns;
         for (int64_t c = 0; c < in_channels; ++c) {
             const float* g = w + (o * in_channels + c) * 9;
             float half[kCells * 3], full[kPlanes];
             for (int j = 0; j < 3; ++j) weight_transform(g + j, 3, half + j, 3);
             for (int i = 0; i < kCells; ++i)
                 weight_transform(half + 3 * i, 1, full + kCells * i, 1);
-            for (int p = 0; p < kPlanes; ++p) block[p * size + c * kGemmRows] = full[p];
+            for (int p = 0; p < kPlanes; ++p) panel[p * size + c * kGemmColumns] = full[p];
         }
     }
 }
@@ -63,173 +62,180 @@ HB_INLINE void output_transform(const F* m, F* out) {
     out[3] = add(fma(set1(8.0f), d, b), m[5]);
 }
 
-// Tiles [t0, t0 + count) of one image, as runs within tile rows.
+// Neighbouring tiles of one tile row; `lane` counts within the block of a task.
 struct TileRun {
     int64_t row, column, count, lane;
 };
 
-struct TileGrid {
-    int64_t rows, columns;
+struct TileBlock {
+    int64_t columns;           // tiles in a tile row
+    int64_t first, count;      // tiles
+    int64_t row0, row1;        // tile rows
+    int64_t inputs, products;  // values per tile and plane
+    int64_t run_count;
+    TileRun* runs;
 };
 
-HB_INLINE TileGrid tile_grid(const ConvJob& job) {
-    return {(job.oh + kTile - 1) / kTile, (job.ow + kTile - 1) / kTile};
-}
-
-static int64_t tile_runs(const TileGrid& grid, int64_t t0, int64_t count, TileRun* runs) {
-    int64_t made = 0, row = t0 / grid.columns, column = t0 % grid.columns;
-    for (int64_t lane = 0; lane < count; ++row, column = 0) {
-        const int64_t left = grid.columns - column,
-                      length = left < count - lane ? left : count - lane;
-        runs[made++] = {row, column, length, lane};
+static void find_runs(TileBlock* block) {
+    int64_t row = block->row0, column = block->first % block->columns;
+    block->run_count = 0;
+    for (int64_t lane = 0; lane < block->count; ++row, column = 0) {
+        const int64_t left = block->columns - column, wanted = block->count - lane;
+        const int64_t length = left < wanted ? left : wanted;
+        block->runs[block->run_count++] = {row, column, length, lane};
         lane += length;
     }
-    return made;
 }
 
-// Six input rows of one tile row, padded, in four phases of `width` columns.
-static void phase_rows(const ConvJob& job, const float* plane, int64_t first, int64_t width,
-                       float* out) {
-    for (int r = 0; r < kCells; ++r, out += kTile * width) {
-        const int64_t row = first + r - job.pad_top;
-        if (row < 0 || row >= job.h) {
-            fill(out, kTile * width, 0.0f);
-            continue;
-        }
-        for (int64_t phase = 0; phase < kTile; ++phase) {
-            const float* from = plane + row * job.w + phase - job.pad_left;
-            float* to = out + phase * width;
-            const int64_t shift = phase - job.pad_left;
-            const int64_t low = shift >= 0 ? 0 : (-shift + kTile - 1) / kTile;
-            int64_t high = job.w - shift <= 0 ? 0 : (job.w - shift + kTile - 1) / kTile;
-            high = high > width ? width : high;
-            for (int64_t q = 0; q < low; ++q) to[q] = 0.0f;
-            for (int64_t q = low; q < high; ++q) to[q] = from[kTile * q];
-            for (int64_t q = high > low ? high : low; q < width; ++q) to[q] = 0.0f;
-        }
+// One tile of W channels into the 36 planes, `plane` values apart.
+HB_INLINE void transform_tile(const float* from, int64_t width, float* out, int64_t plane) {
+    F half[kCells][kCells];
+    for (int c = 0; c < kCells; ++c) {
+        F column[kCells], changed[kCells];
+        for (int r = 0; r < kCells; ++r) column[r] = load(from + (r * width + c) * W);
+        input_transform(column, changed);
+        for (int r = 0; r < kCells; ++r) half[r][c] = changed[r];
+    }
+    for (int r = 0; r < kCells; ++r) {
+        F full[kCells];
+        input_transform(half[r], full);
+        for (int c = 0; c < kCells; ++c) store(out + (r * kCells + c) * plane, full[c]);
     }
 }
 
-// One channel of a run of tiles into the 36 panels; `panel` floats lie between planes.
-static void transform_run(const float* rows, int64_t width, const TileRun& run, float* out,
-                          int64_t plane, int64_t channels) {
-    for (int64_t i = 0; i < run.count; i += W) {
-        F half[kCells][kCells];
-        for (int c = 0; c < kCells; ++c) {
-            F column[kCells], changed[kCells];
-            for (int r = 0; r < kCells; ++r) {
-                column[r] =
-                    load(rows + (r * kTile + c % kTile) * width + run.column + i + c / kTile);
-            }
-            input_transform(column, changed);
-            for (int r = 0; r < kCells; ++r) half[r][c] = changed[r];
-        }
-        const int64_t left = run.count - i < W ? run.count - i : W;
-        for (int r = 0; r < kCells; ++r) {
-            F full[kCells];
-            input_transform(half[r], full);
-            for (int c = 0; c < kCells; ++c) {
-                float values[W];
-                store(values, full[c]);
-                float* to = out + (r * kCells + c) * plane;
-                const int64_t lane = run.lane + i, inside = lane % kGemmColumns;
-                if (inside + W <= kGemmColumns && left == W) {
-                    store(to + lane / kGemmColumns * channels * kGemmColumns + inside, full[c]);
-                    continue;
-                }
-                for (int64_t q = 0; q < left; ++q) {
-                    const int64_t at = lane + q;
-                    to[at / kGemmColumns * channels * kGemmColumns + at % kGemmColumns] = values[q];
-                }
+// All channels of the tiles of a block: [36][count][inputs].
+static void transform_inputs(const ConvJob& job, const TileBlock& block, const float* x,
+                             float* band, float* out) {
+    ConvJob tiles = job;
+    tiles.ow = block.columns * kTile;
+    const Band b = band_of(tiles, block.row0 * kTile, block.row1 * kTile);
+    for (int64_t c = 0; c < job.in_channels; c += W) {
+        const int64_t planes = job.in_channels - c < W ? job.in_channels - c : W;
+        fill_band(tiles, b, x + c * job.h * job.w, planes, 0.0f, band);
+        for (int64_t r = 0; r < block.run_count; ++r) {
+            const TileRun& run = block.runs[r];
+            for (int64_t i = 0; i < run.count; ++i) {
+                const int64_t row = (run.row - block.row0) * kTile;
+                const int64_t column = (run.column + i) * kTile;
+                transform_tile(band + (row * b.width + column) * W, b.width,
+                               out + (run.lane + i) * block.inputs + c, block.count * block.inputs);
             }
         }
     }
 }
 
-static void transform_inputs(const ConvJob& job, const float* x, const TileRun* runs, int64_t count,
-                             int64_t plane, float* rows, int64_t width, float* out) {
-    for (int64_t r = 0; r < count; ++r) {
-        for (int64_t c = 0; c < job.in_channels; ++c) {
-            phase_rows(job, x + c * job.h * job.w, runs[r].row * kTile, width, rows);
-            transform_run(rows, width, runs[r], out + c * kGemmColumns, plane, job.in_channels);
-        }
+// The 16 pixels of one tile of W channels into four rows of `width` pixels.
+HB_INLINE void restore_tile(const float* from, int64_t plane, float* out, int64_t width) {
+    F half[kTile][kCells];
+    for (int c = 0; c < kCells; ++c) {
+        F column[kCells], changed[kTile];
+        for (int r = 0; r < kCells; ++r) column[r] = load(from + (r * kCells + c) * plane);
+        output_transform(column, changed);
+        for (int r = 0; r < kTile; ++r) half[r][c] = changed[r];
+    }
+    for (int r = 0; r < kTile; ++r) {
+        F full[kTile];
+        output_transform(half[r], full);
+        for (int c = 0; c < kTile; ++c) store(out + (r * width + c) * W, full[c]);
     }
 }
 
-// One output channel: products [36][stride] to pixels.
-static void transform_outputs(const ConvJob& job, const float* products, int64_t step,
-                              const TileRun& run, int64_t channel, float* rows, int64_t at) {
-    const int64_t width = round_up(run.count, W) * kTile;
-    for (int64_t i = 0; i < run.count; i += W) {
-        F half[kTile][kCells];
-        for (int c = 0; c < kCells; ++c) {
-            F column[kCells], changed[kTile];
-            for (int r = 0; r < kCells; ++r)
-                column[r] = load(products + (r * kCells + c) * step + run.lane + i);
-            output_transform(column, changed);
-            for (int r = 0; r < kTile; ++r) half[r][c] = changed[r];
-        }
-        for (int r = 0; r < kTile; ++r) {
-            F full[kTile];
-            output_transform(half[r], full);
-            float values[kTile][W];
-            for (int p = 0; p < kTile; ++p) store(values[p], full[p]);
-            float* to = rows + r * width + i * kTile;
-            for (int q = 0; q < W; ++q) {
-                for (int p = 0; p < kTile; ++p) to[q * kTile + p] = values[p][q];
+// Pixels [pixels][W] of W channels to their planes, finished.
+template <Unary kFunction>
+static void finish_lanes(const ConvJob& job, const float* from, int64_t pixels, int64_t channel,
+                         int64_t planes, int64_t at) {
+    const F alpha = set1(job.finish.alpha), beta = set1(job.finish.beta);
+    const int64_t plane = job.oh * job.ow;
+    for (int64_t p = 0; p < pixels; p += W) {
+        const int64_t count = pixels - p < W ? pixels - p : W;
+        F values[W];
+        for (int64_t i = 0; i < W; ++i) values[i] = load(from + (p + i) * W);
+        transpose_lanes(values);
+        for (int64_t i = 0; i < planes; ++i) {
+            const int64_t to = at + i * plane + p;
+            F v = job.bias ? add(values[i], set1(job.bias[channel + i])) : values[i];
+            if (job.residual) v = add(v, load_n(job.residual + to, count));
+            v = unary_lanes<kFunction>(v, alpha, beta);
+            if (count == W) {
+                store(job.out + to, v);
+            } else {
+                store_n(job.out + to, v, count);
             }
         }
     }
-    const float bias = job.bias ? job.bias[channel] : 0.0f;
-    const int64_t column = run.column * kTile;
-    const int64_t left = job.ow - column;
-    const int64_t count = run.count * kTile < left ? run.count * kTile : left;
-    for (int64_t r = 0; r < kTile && run.row * kTile + r < job.oh; ++r) {
-        const int64_t to = at + (run.row * kTile + r) * job.ow + column;
-        finish(job.finish, rows + r * width, bias, job.residual ? job.residual + to : nullptr,
-               count, job.out + to);
+}
+
+static void store_lanes(const ConvJob& job, const float* from, int64_t pixels, int64_t channel,
+                        int64_t planes, int64_t at) {
+    const bool done = with_unary(job.finish.function, [&](auto tag) {
+        finish_lanes<decltype(tag)::value>(job, from, pixels, channel, planes, at);
+    });
+    if (done) return;
+    finish_lanes<Unary::none>(job, from, pixels, channel, planes, at);
+    for (int64_t i = 0; i < planes; ++i) {
+        float* row = job.out + at + i * job.oh * job.ow;
+        unary(job.finish, row, pixels, row);
     }
 }
 
-// `columns` tiles of one image, all output channels.
+static void restore_outputs(const ConvJob& job, const TileBlock& block, const float* products,
+                            int64_t image, float* rows) {
+    for (int64_t o = 0; o < job.out_channels; o += W) {
+        const int64_t planes = job.out_channels - o < W ? job.out_channels - o : W;
+        const int64_t first = (image * job.out_channels + o) * job.oh * job.ow;
+        for (int64_t r = 0; r < block.run_count; ++r) {
+            const TileRun& run = block.runs[r];
+            const int64_t width = run.count * kTile + W, column = run.column * kTile;
+            for (int64_t i = 0; i < run.count; ++i) {
+                restore_tile(products + (run.lane + i) * block.products + o,
+                             block.count * block.products, rows + i * kTile * W, width);
+            }
+            const int64_t left = job.ow - column;
+            const int64_t pixels = run.count * kTile < left ? run.count * kTile : left;
+            for (int64_t y = 0; y < kTile && run.row * kTile + y < job.oh; ++y) {
+                store_lanes(job, rows + y * width * W, pixels, o, planes,
+                            first + (run.row * kTile + y) * job.ow + column);
+            }
+        }
+    }
+}
+
+// `columns` tiles of one image, all channels.
 static void winograd_task(const ConvJob& job, int64_t task) {
-    const TileGrid grid = tile_grid(job);
-    const int64_t tiles = grid.rows * grid.columns;
-    const int64_t parts = (tiles + job.columns - 1) / job.columns;
-    const int64_t image = task / parts, t0 = task % parts * job.columns;
-    const int64_t count = tiles - t0 < job.columns ? tiles - t0 : job.columns;
-    const int64_t held = round_up(count, kGemmColumns), ci = job.in_channels;
-    const int64_t plane = held * ci, width = grid.columns + 2 + W, step = held + W;
-    auto* inputs = static_cast<float*>(thread_scratch(Scratch::panel, 4 * kPlanes * plane));
-    const int64_t out_width = round_up(grid.columns, W) * kTile + W;
-    auto* memory = static_cast<float*>(thread_scratch(
-        Scratch::tile,
-        4 * (kPlanes * kWinogradRows * step + kTile * (kCells * width + out_width))));
-    float* products = memory;
-    float* rows = memory + kPlanes * kWinogradRows * step;
-    float* out_rows = rows + kCells * kTile * width;
-    auto* runs = static_cast<TileRun*>(
-        thread_scratch(Scratch::scores, static_cast<int64_t>(sizeof(TileRun)) * (count + 1)));
-    const int64_t run_count = tile_runs(grid, t0, count, runs);
-    transform_inputs(job, job.x + image * ci * job.h * job.w, runs, run_count, plane, rows, width,
-                     inputs);
-    const int64_t size = packed_a_size(job.out_channels, ci);
-    for (int64_t o = 0; o < job.out_channels; o += kWinogradRows) {
-        const int64_t left = job.out_channels - o;
-        const int64_t outs = left < kWinogradRows ? left : kWinogradRows;
-        for (int64_t p = 0; p < kPlanes; ++p) {
-            gemm_block<true>(outs, held, ci, job.weight + p * size + o * ci, ci * kGemmRows,
-                             inputs + p * plane, ci * kGemmColumns,
-                             products + p * kWinogradRows * step, step, true);
-        }
-        for (int64_t i = 0; i < outs; ++i) {
-            const int64_t at = (image * job.out_channels + o + i) * job.oh * job.ow;
-            for (int64_t r = 0; r < run_count; ++r) {
-                transform_outputs(job, products + i * step, kWinogradRows * step, runs[r], o + i,
-                                  out_rows, at);
-            }
+    const int64_t columns = (job.ow + kTile - 1) / kTile;
+    const int64_t tiles = columns * ((job.oh + kTile - 1) / kTile);
+    const int64_t parts = (tiles + job.columns - 1) / job.columns, image = task / parts;
+    TileBlock block;
+    block.columns = columns;
+    block.first = task % parts * job.columns;
+    block.count = tiles - block.first < job.columns ? tiles - block.first : job.columns;
+    block.row0 = block.first / columns;
+    block.row1 = (block.first + block.count - 1) / columns + 1;
+    block.inputs = round_up(job.in_channels, W);
+    block.products = round_up(job.out_channels, kGemmColumns);
+    block.runs = static_cast<TileRun*>(
+        thread_scratch(Scratch::scores, static_cast<int64_t>(sizeof(TileRun)) * (block.count + 1)));
+    find_runs(&block);
+    const int64_t in_plane = block.count * block.inputs, out_plane = block.count * block.products;
+    auto* inputs =
+        static_cast<float*>(thread_scratch(Scratch::panel, 4 * kPlanes * (in_plane + out_plane)));
+    float* products = inputs + kPlanes * in_plane;
+    const int64_t band_columns = columns * kTile + 2 + job.w + job.pad_left;
+    const int64_t band = ((block.row1 - block.row0) * kTile + 2) * band_columns * W;
+    const int64_t rows = kTile * (columns * kTile + W) * W;
+    auto* memory = static_cast<float*>(
+        thread_scratch(Scratch::tile, 4 * ((band > rows ? band : rows) + W * W)));
+    const int64_t ci = job.in_channels, size = packed_b_size(job.out_channels, ci);
+    transform_inputs(job, block, job.x + image * ci * job.h * job.w, memory, inputs);
+    for (int64_t p = 0; p < kPlanes; ++p) {
+        for (int64_t k = 0; k < ci; k += kGemmDepth) {
+            const int64_t depth = ci - k < kGemmDepth ? ci - k : kGemmDepth;
+            gemm_block<false>(block.count, block.products, depth, inputs + p * in_plane + k,
+                              block.inputs, job.weight + p * size + k * kGemmColumns,
+                              ci * kGemmColumns, products + p * out_plane, block.products, k == 0);
         }
     }
+    restore_outputs(job, block, products, image, memory);
 }
 
 }  // namespace HB_ISA
