@@ -102,7 +102,7 @@ def conv_dims(node: Node, data: int, weight: int) -> tuple[Dim, ...] | None:
     x, w = required_input(node, data).shape, required_input(node, weight).shape
     if x is None or w is None:
         return None
-    group = node.attributes.get("group") or 1
+    group = max(1, node.attributes.get("group") or 1)
     if len(x) < 3 or len(w) != len(x):
         raise GraphError(
             node.label, f"ranks are {len(x)} and {len(w)}; give [n, c, ...] and [m, c, ...]"

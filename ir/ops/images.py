@@ -31,14 +31,17 @@ def block_shape(node: Node) -> tuple[int, tuple[Dim, ...] | None]:
     """Return the block size and the shape of the data.
 
     Raises:
-        GraphError: the mode is unknown, or the data has no four axes.
+        GraphError: the mode is unknown, the size is none, or the data has no four axes.
     """
     mode, shape = node.attributes.get("mode") or "DCR", required_input(node, 0).shape
     if mode not in BLOCK_MODES:
         raise GraphError(node.label, f"mode is {mode!r}; give one of {', '.join(BLOCK_MODES)}")
     if shape is not None and len(shape) != 4:
         raise GraphError(node.label, f"rank {len(shape)}, 4 was required; give [n, c, h, w]")
-    return int(node.attributes["blocksize"]), shape
+    size = int(node.attributes["blocksize"])
+    if size < 1:
+        raise GraphError(node.label, f"blocksize is {size}; give at least 1")
+    return size, shape
 
 
 def divided(node: Node, dim: Dim, by: int) -> Dim:

@@ -178,6 +178,8 @@ def infer_resize(node: Node) -> list[ValueType]:
         return [ValueType(dtype, tuple(unknown))]
     if len(found) != len(axes):
         raise GraphError(node.label, f"{len(found)} factors for {len(axes)} axes; give one each")
+    if any(factor < 0 or (sizes is None and factor == 0) for factor in found):
+        raise GraphError(node.label, f"factors are {list(found)}; give positive ones")
     dims: list[Dim] = list(data.shape)
     known = {a: d for a in axes if isinstance(d := dims[a], int)}
     stretch = (node.attributes.get("keep_aspect_ratio_policy") or "stretch") == "stretch"

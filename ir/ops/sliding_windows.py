@@ -105,8 +105,14 @@ def check_windows(node: Node, rank: int, kernel: Sequence[Dim] | None) -> None:
             raise GraphError(
                 node.label, f"{name} has {len(values)} values, {length} required; give {length}"
             )
-        if values and name != "pads" and min(values) < 1:
-            raise GraphError(node.label, f"{name} is {list(values)}; give values of at least 1")
+        least = 0 if name == "pads" else 1
+        if values and min(values) < least:
+            raise GraphError(
+                node.label, f"{name} is {list(values)}; give values of at least {least}"
+            )
+    group = node.attributes.get("group")
+    if group is not None and group < 1:
+        raise GraphError(node.label, f"group is {group}; give at least 1")
     mode = node.attributes.get("auto_pad")
     if mode and mode not in PADDINGS:
         raise GraphError(node.label, f"auto_pad is {mode!r}; give one of {', '.join(PADDINGS)}")

@@ -182,6 +182,8 @@ def test_shapes_with_symbols() -> None:
         ("Conv", [(1, 3, 5), (2, 3, 3, 3)], {}, "ranks are 3 and 4"),
         ("Conv", [(1, 3, 5), (2, 3, 3)], {"pads": [1]}, "pads has 1 values, 2 required"),
         ("Conv", [(1, 3, 5), (2, 3, 3)], {"strides": [0]}, "values of at least 1"),
+        ("Conv", [(1, 3, 5), (2, 3, 3)], {"pads": [-1, 0]}, "values of at least 0"),
+        ("Conv", [(1, 3, 5), (2, 3, 3)], {"group": 0}, "group is 0; give at least 1"),
         ("Conv", [(1, 3, 5), (2, 3, 3)], {"auto_pad": "SAME"}, "auto_pad is 'SAME'"),
         ("Conv", [(1, 3, 5), (2, 3, 3)], {"kernel_shape": [2]}, "the weight has"),
         ("ConvTranspose", [(1, 3, 5), (2, 3, 3)], {}, "3 channels meet a weight for 2"),

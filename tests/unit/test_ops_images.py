@@ -39,6 +39,7 @@ def test_shapes_of_blocks() -> None:
     ("shape", "attributes", "rule"),
     [
         ((1, 6, 2, 2), {"blocksize": 2}, "length 6 is no multiple of 4"),
+        ((1, 4, 2, 2), {"blocksize": 0}, "blocksize is 0; give at least 1"),
         ((1, 4, 2), {"blocksize": 2}, "rank 3, 4 was required"),
         ((1, 4, 2, 2), {"blocksize": 2, "mode": "RCD"}, "mode is 'RCD'"),
     ],

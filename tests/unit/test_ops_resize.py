@@ -172,6 +172,7 @@ def test_shapes_with_symbols() -> None:
 @pytest.mark.parametrize(
     ("dtype", "scales", "attributes", "rule"),
     [
+        ("float32", [1, 1, 0, 2], {}, "give positive ones"),
         ("float32", [2], {}, "1 factors for 4 axes"),
         ("float32", [1, 1, 2, 2], {"mode": "area"}, "mode is 'area'; give one of nearest"),
         ("string", [1, 1, 2, 2], {"mode": "linear"}, "string values cannot be interpolated"),
