@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from halfbyte.converters.onnx.messages import FIELDS, Kind, ModelMessage
+from halfbyte.converters.onnx.messages import FIELDS, GraphMessage, Kind, ModelMessage
 from halfbyte.converters.onnx.protobuf import BYTES, VARINT, Buffer, mapped
 from halfbyte.errors import FormatError
 
 # Fields that are not kept but may stand in a file: training_info, configuration.
 OTHER_FIELDS = frozenset({20, 26})
+GRAPH_FIELDS = frozenset({*FIELDS[GraphMessage], 14, 16})
 GRAPH, IR_VERSION = 7, 1
 MAX_IR_VERSION = 1000
 MAX_FIELDS = 100_000
@@ -52,6 +53,6 @@ def _starts_like_graph(buffer: Buffer, at: int) -> bool:
     """Whether a graph of some length starts with a delimited field that graphs have."""
     length, at = buffer.varint(at, buffer.size)
     if not length or at == buffer.size:
-        return True
+        return at == buffer.size
     tag = buffer.varint(at, buffer.size)[0]
-    return tag & 7 == BYTES and 1 <= tag >> 3 <= 16
+    return tag & 7 == BYTES and tag >> 3 in GRAPH_FIELDS

@@ -1,0 +1,81 @@
+"""The command line on ONNX files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support.onnx_wire import floats, graph, model, node, tensor, value
+
+WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4) / 8
+
+
+def save(path: Path, weight: np.ndarray, op: str = "Relu") -> Path:
+    nodes = [node("MatMul", ["x", "w"], ["a"], name="/layers.0/MatMul"), node(op, ["a"], ["y"])]
+    stored = [tensor("w", [3, 4], floats(*weight.ravel().tolist()))]
+    path.write_bytes(
+        model(graph(nodes, stored, [value("x", ("rows", 3))], [value("y", ("rows", 4))]))
+    )
+    return path
+
+
+@pytest.fixture
+def onnx_file(tmp_path):
+    return save(tmp_path / "model.dat", WEIGHT)
+
+
+def test_inspect_json(cli, onnx_file):
+    found = cli("inspect", onnx_file, "--json").json()
+    assert (found["format"], found["problems"], found["parameters"]) == ("onnx", [], 12)
+    assert found["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["rows", 3]}]
+    assert found["outputs"] == [{"name": "y", "dtype": "float32", "shape": ["rows", 4]}]
+    assert found["operators"] == {"MatMul": 1, "Relu": 1}
+    assert found["opsets"] == {"": 21}
+    assert [(t["name"], t["encoding"], t["bytes"]) for t in found["tensors"]] == [
+        ("w", "float32", 48)
+    ]
+
+
+def test_inspect_text_and_verify(cli, onnx_file):
+    found = cli("inspect", onnx_file, "--verify")
+    assert found.code == 0
+    for line in ("input         x: float32[rows, 3]", "output        y: float32[rows, 4]",
+                 "opsets        ai.onnx 21", "operators     MatMul x1, Relu x1"):  # fmt: skip
+        assert line in found.out
+
+
+def test_inspect_lists_what_is_missing(cli, fails, tmp_path):
+    path = save(tmp_path / "m.onnx", WEIGHT, "Nonsense")
+    found = cli("inspect", path, "--json").json()
+    assert found["operators"] == {"MatMul": 1, "Nonsense": 1}
+    assert len(found["problems"]) == 1
+    assert "operators Nonsense (opset 21) x1 is not supported" in found["problems"][0]
+    assert [t["name"] for t in found["tensors"]] == ["w"]
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 3), np.float32))
+    arguments = ("--input", tmp_path / "x.npz", "--output", tmp_path / "y.npz")
+    assert "Nonsense (opset 21)" in fails("run", path, *arguments)
+
+
+def test_run(cli, onnx_file, tmp_path):
+    x = np.array([[1, -1, 2], [-3, 0, 1]], np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    found = cli("run", onnx_file, "--input", tmp_path / "x.npz", "--output", tmp_path / "y.npz")
+    assert found.code == 0, found.err
+    with np.load(tmp_path / "y.npz") as arrays:
+        np.testing.assert_allclose(arrays["y"], np.maximum(x @ WEIGHT, 0), rtol=1e-6)
+
+
+def test_verify(cli, onnx_file, tmp_path):
+    other = save(tmp_path / "other.onnx", WEIGHT + 1)
+    np.savez(tmp_path / "x.npz", x=np.ones((5, 3), np.float32))
+    same = cli("verify", onnx_file, onnx_file, "--data", tmp_path / "x.npz", "--json").json()
+    assert same["outputs"][0]["max_abs_error"] == 0
+    found = cli("verify", onnx_file, other, "--data", tmp_path / "x.npz", "--json").json()
+    assert found["outputs"][0]["max_abs_error"] == pytest.approx(3)
+
+
+def test_a_cut_file_says_so(fails, onnx_file):
+    onnx_file.write_bytes(onnx_file.read_bytes()[:60])
+    assert "is cut off" in fails("inspect", onnx_file)
