@@ -88,9 +88,10 @@ void byte_product(nb::object a, nb::object b, int64_t n, nb::object offset, nb::
     job.weight_zero = finish.zeros();
     job.finish = finish.plain;
     const int64_t panels = round_up(n, panel) / panel, threads = thread_count();
-    const int64_t pieces = std::max<int64_t>(1, std::min(panels, 4 * threads));
+    const int64_t pieces = threads == 1 ? 1 : std::min(panels, 4 * threads);
     job.columns = (panels + pieces - 1) / pieces * panel;
-    job.rows = pieces >= 2 * threads ? job.m : round_up((job.m + threads - 1) / threads, 8);
+    job.rows = threads == 1 || pieces >= 2 * threads ? job.m
+                                                     : round_up((job.m + threads - 1) / threads, 8);
     job.rows = std::max<int64_t>(1, job.rows);
     if (job.m == 0 || n == 0) return;
     const nb::gil_scoped_release release;

@@ -68,15 +68,19 @@ HB_INLINE Signed broadcast_signed(const uint8_t* p) {
     return {broadcast_word(p), broadcast_word(p + 4)};
 }
 static void spread_rows(const uint8_t* bytes, int64_t n, bool is_signed, uint8_t* out) {
-    for (int64_t i = 0; i < n; i += 4, out += 8) {
-        int16_t words[4];
-        for (int k = 0; k < 4; ++k) {
-            const uint8_t byte = bytes[i + k];
-            words[k % 2 * 2 + k / 2] =
-                is_signed ? static_cast<int16_t>(static_cast<int8_t>(byte)) : byte;
-        }
-        std::memcpy(out, words, 8);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8, out += 16) {
+        const __m128i raw = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + i));
+        const __m128i words = is_signed ? _mm_cvtepi8_epi16(raw) : _mm_cvtepu8_epi16(raw);
+        const __m128i low = _mm_shufflelo_epi16(words, _MM_SHUFFLE(3, 1, 2, 0));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                         _mm_shufflehi_epi16(low, _MM_SHUFFLE(3, 1, 2, 0)));
     }
+    if (i == n) return;
+    uint8_t rest[8] = {}, spread[16];
+    std::memcpy(rest, bytes + i, 4);
+    spread_rows(rest, 8, is_signed, spread);
+    std::memcpy(out, spread, 8);
 }
 HB_INLINE void istore(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 HB_INLINE I iadd(I a, I b) { return _mm256_add_epi32(a, b); }

@@ -117,30 +117,48 @@ static int32_t byte_sum(const uint8_t* a, int64_t n) {
     return sum;
 }
 
-// Sums of a tile, row by row: channel n0 + column.
-static void finish_columns(const ByteProductJob& job, const int32_t* sums, int64_t row, int64_t n0,
-                           int64_t width) {
+// The factors of W channels, as lanes.
+struct ChannelFactors {
+    I offset, lift;
+    F scale, shift;
+};
+
+static ChannelFactors channel_factors(const ByteProductJob& job, int64_t at, int64_t count) {
     const Requantize& to = job.finish;
-    const int32_t total = job.weight_zero ? byte_sum(job.a + row * job.depth, job.depth) : 0;
+    if (count >= W) {
+        return {iload(job.offset + at), job.weight_zero ? iload(job.weight_zero + at) : izero(),
+                load(to.scale + at), to.shift ? load(to.shift + at) : zero()};
+    }
+    int32_t offset[W] = {}, lift[W] = {};
+    std::memcpy(offset, job.offset + at, static_cast<size_t>(4 * count));
+    if (job.weight_zero) {
+        std::memcpy(lift, job.weight_zero + at, static_cast<size_t>(4 * count));
+    }
+    return {iload(offset), iload(lift), load_n(to.scale + at, count),
+            to.shift ? load_n(to.shift + at, count) : zero()};
+}
+
+// Sums [rows][vectors * W] of a tile: rows m0 on, channels n0 on.
+static void finish_tile(const ByteProductJob& job, const int32_t* sums, int64_t m0, int64_t rows,
+                        int64_t n0, int64_t width) {
+    const int64_t stride = round_up(width, W);
     for (int64_t j = 0; j < width; j += W) {
         const int64_t at = n0 + j, count = width - j;
-        int32_t offset[W] = {}, lift[W] = {};
-        float scale[W] = {}, shift[W] = {};
-        const auto held = static_cast<size_t>(4 * (count < W ? count : W));
-        std::memcpy(offset, job.offset + at, held);
-        std::memcpy(scale, to.scale + at, held);
-        if (to.shift) std::memcpy(shift, to.shift + at, held);
-        I sum = iadd(iload(sums + j), iload(offset));
-        if (job.weight_zero) {
-            std::memcpy(lift, job.weight_zero + at, held);
-            sum = isub(sum, imul(iload(lift), iset1(total)));
+        const ChannelFactors by = channel_factors(job, at, count);
+        for (int64_t i = 0; i < rows; ++i) {
+            const int64_t row = m0 + i;
+            I sum = iadd(iload(sums + i * stride + j), by.offset);
+            if (job.weight_zero) {
+                const int32_t total = byte_sum(job.a + row * job.depth, job.depth);
+                sum = isub(sum, imul(by.lift, iset1(total)));
+            }
+            if (job.finish.to_int) {
+                put_sums(job.finish, sum, row * job.n + at, count);
+            } else {
+                const F value = add(mul(to_float(sum), by.scale), by.shift);
+                put_lanes(job.finish, value, row * job.n + at, count);
+            }
         }
-        if (to.to_int) {
-            put_sums(to, sum, row * job.n + at, count);
-            continue;
-        }
-        const F value = add(mul(to_float(sum), load(scale)), load(shift));
-        put_lanes(to, value, row * job.n + at, count);
     }
 }
 
@@ -161,8 +179,7 @@ static void byte_product_task(const ByteProductJob& job, int64_t task) {
             const int vectors = static_cast<int>((width + W - 1) / W);
             const auto* panel = reinterpret_cast<const uint8_t*>(job.b) + n0 * job.depth;
             byte_block<true>(rows, vectors, job.depth, spread, stride, panel, sums);
-            for (int64_t i = 0; i < rows; ++i)
-                finish_columns(job, sums + i * vectors * W, m + i, n0, width);
+            finish_tile(job, sums, m, rows, n0, width);
         }
     }
 }
