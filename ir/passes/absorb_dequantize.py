@@ -1,8 +1,9 @@
 """Weights that DequantizeLinear makes of stored codes become Affine weights.
 
-Where every reader of the values is a product or a lookup that can read rows [out, in], the codes
-are handed over as they are: packed when somebody reads them, never turned into floats here. The
-values stay the same; with scales of 16 bits they are not rounded to 16 bits again.
+Where every reader of the values is a product or a lookup that can read rows [out, in], or where
+codes are looked up before they become values, the codes are handed over as they are: packed when
+somebody reads them, never turned into floats here. The values stay the same; with scales of 16
+bits they are not rounded to 16 bits again.
 
 Left alone are products whose other side is dequantized too (they run in integers), scales along
 both axes or in blocks across the rows, codes of more than 8 bits, and convolutions.
@@ -42,7 +43,7 @@ def apply(graph: Graph) -> bool:
     for inner in _graphs(graph):
         for node in list(inner.nodes):
             if node.op == "DequantizeLinear" and not node.domain:
-                changed |= _absorb(inner, node)
+                changed |= _absorb(inner, node) or _absorb_lookup(inner, node)
     return changed
 
 
@@ -66,6 +67,31 @@ def _absorb(graph: Graph, node: Node) -> bool:
     return True
 
 
+def _absorb_lookup(graph: Graph, node: Node) -> bool:
+    """Look up values where codes are looked up now; one scale is for all of them."""
+    codes, scale = input_at(node, 0), input_at(node, 1)
+    lookup = None if codes is None else codes.producer
+    if lookup is None or codes is None or lookup.op != "Gather" or lookup.domain:
+        return False
+    alone = len(codes.uses) == 1 and codes not in graph.outputs
+    result = node.outputs[0]
+    if not alone or attribute(lookup, "axis", 0) or scale is None or result.dtype != "float32":
+        return False
+    if scale.constant is None or scale.constant.size != 1:
+        return False
+    weight = affine_weight(node, False, input_at(lookup, 0))
+    if weight is None:
+        return False
+    inputs = [_shared(graph, weight), input_at(lookup, 1)]
+    out = Value(result.name, result.dtype, result.shape)
+    held, version = dict(lookup.attributes), lookup.since_version
+    graph.insert(Node("Gather", inputs, [out], held, "", version, node.layer, node.origin), node)
+    graph.replace_all_uses(result, out)
+    _drop(graph, node)
+    _drop(graph, lookup)
+    return True
+
+
 def _shared(graph: Graph, weight: Tensor) -> Value:
     """Return the constant of a weight; one over the same codes and scales is used again."""
     for name, other in graph.constants.items():
@@ -77,12 +103,12 @@ def _shared(graph: Graph, weight: Tensor) -> Value:
     return value
 
 
-def affine_weight(node: Node, turned: bool) -> Tensor | None:
+def affine_weight(node: Node, turned: bool, table: Value | None = None) -> Tensor | None:
     """Return the weight [out, in] that a DequantizeLinear makes, None where Affine has no such.
 
-    turned: the stored codes are [in, out].
+    turned: the stored codes are [in, out]. table: codes instead of the node's own.
     """
-    codes, scales = _stored(input_at(node, 0)), _scales(input_at(node, 1))
+    codes, scales = _stored(table or input_at(node, 0)), _scales(input_at(node, 1))
     zeros = input_at(node, 2)
     if codes is None or scales is None or (zeros is not None and zeros.constant is None):
         return None

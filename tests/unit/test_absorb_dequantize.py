@@ -164,6 +164,29 @@ def test_a_table_is_looked_up() -> None:
         assert np.array_equal(found, truth(data, scale, None, axis=0)[wanted])
 
 
+@pytest.mark.parametrize("name", ["int8", "uint8", "uint4"])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_codes_that_are_looked_up_become_values_that_are(name: str, zeros: bool) -> None:
+    data, step = codes(name, OUT, IN), np.asarray(0.03, np.float32)
+    point = codes(name, 1, seed=4).reshape(()) if zeros else None
+    graph = Graph()
+    ids = graph.add_input("ids", "int64", ("batch", "length"))
+    table = graph.add_constant(tensor_from_array("w", data), fixed=True)
+    rows = graph.add("Gather", [table, ids], dtype=name, shape=("batch", "length", IN), axis=0)
+    rest = [("s", step), *([("z", point)] if point is not None else [])]
+    values = [graph.add_constant(tensor_from_array(n, a), fixed=True) for n, a in rest]
+    out = graph.add("DequantizeLinear", [rows, *values], dtype="float32", since_version=25)
+    graph.outputs = [out]
+    for node in graph.nodes:
+        node.since_version = 13 if node.op == "Gather" else 25
+    assert apply(graph)
+    check(graph)
+    assert [node.op for node in graph.nodes] == ["Gather"]
+    wanted = np.asarray([[3, 0, -1], [1, 1, 2]])
+    found = Session(graph).run({"ids": wanted})[out.name]
+    assert np.array_equal(found, truth(data, step, point)[wanted])
+
+
 def test_a_tied_weight_stays_one() -> None:
     data, scale = codes("int8", OUT, IN), scales(OUT)
     graph = Graph()
