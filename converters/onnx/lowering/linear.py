@@ -15,7 +15,7 @@ from halfbyte.converters.onnx.lowering.matmul_nbits import matmul_nbits
 from halfbyte.converters.onnx.lowering.rewriter import Rewriter
 from halfbyte.converters.onnx.lowering.stored_constants import plain_value
 from halfbyte.ir.encodings.dense import Dense
-from halfbyte.ir.graph import HALFBYTE_DOMAIN, Node, Value
+from halfbyte.ir.graph import Node, Value
 from halfbyte.ir.ops.spec import input_at, required_input
 from halfbyte.ir.tensor import Tensor
 from halfbyte.ir.transposed import TransposedPart, transposed
@@ -62,7 +62,7 @@ def _transposed(rewriter: Rewriter, weight: Value, dtype: str) -> Value:
     tensor = weight.constant
     if tensor is None:
         return rewriter.add("Transpose", weight, perm=[1, 0])
-    shared = any(not _is_linear(user, index) for user, index in weight.uses)
+    shared = weight in rewriter.shared
     identity = rewriter.hold(tensor)
     if isinstance(tensor.encoding, Dense):
         if not shared or _stored_transposed(tensor):
@@ -78,7 +78,3 @@ def _transposed(rewriter: Rewriter, weight: Value, dtype: str) -> Value:
 
 def _turned_constant(rewriter: Rewriter, weight: Value, tensor: Tensor) -> Value:
     return rewriter.weight(transposed(tensor), weight.name, tensor.name)
-
-
-def _is_linear(user: Node, index: int) -> bool:
-    return user.domain == HALFBYTE_DOMAIN and user.op == "Linear" and index == 1

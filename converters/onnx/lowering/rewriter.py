@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from halfbyte.errors import UnsupportedError
 from halfbyte.ir.encodings.dense import Dense
-from halfbyte.ir.graph import Dim, Graph, Node, Value
+from halfbyte.ir.graph import HALFBYTE_DOMAIN, Dim, Graph, Node, Value
 from halfbyte.ir.ops import infer, since_version
 from halfbyte.ir.ops.spec import UNKNOWN
 from halfbyte.ir.tensor import Tensor, tensor_from_array
@@ -20,15 +20,25 @@ MICROSOFT = "com.microsoft"
 
 @dataclass
 class Rewriter:
-    """One graph on its way to an opset; new nodes go before `at`."""
+    """One graph on its way to an opset; new nodes go before `at`.
+
+    shared: the constants that more than linear layers read.
+    """
 
     graph: Graph
     opset: int
     flavour: str = ""
     at: Node | None = None
+    shared: set[Value] = field(default_factory=set)
     _made_from: list[tuple[Value, str, str]] = field(default_factory=list)
     _made: dict[tuple[object, ...], Value] = field(default_factory=dict)
     _held: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in self.graph.constants:
+            value = self.graph.constant_value(name)
+            if not all(_is_linear(node, index) for node, index in value.uses):
+                self.shared.add(value)
 
     def add(
         self, op: str, *inputs: Value | None, outputs: int = 1, name: str = "", **attributes: Any
@@ -91,18 +101,14 @@ class Rewriter:
                 self.graph.rename_constant(value.name, name)
         return {value.name: source for value, _, source in self._made_from}
 
-    def once(self, key: tuple[object, ...], make: Any) -> Value:
-        """Return what `make()` gave for this key the first time; it stands before the first node.
+    def once(self, key: tuple[object, ...], make: Callable[[], Value]) -> Value:
+        """Return what `make()` gave for this key the first time.
 
-        Used for values made from constants only, so that every later node may read them.
+        It stands before the node then at hand; nodes are replaced in order, so all others that ask
+        for it come later.
         """
         if key not in self._made:
-            at = self.at
-            self.at = self.graph.nodes[0] if self.graph.nodes else None
-            try:
-                self._made[key] = make()
-            finally:
-                self.at = at
+            self._made[key] = make()
         return self._made[key]
 
     def hold(self, tensor: Tensor) -> int:
@@ -143,6 +149,10 @@ class Rewriter:
             return self.constant(value.name, value.constant.numpy(), dtype)
         key = ("cast", value, dtype)
         return self.once(key, lambda: self.add("Cast", value, name=value.name, to=dtype))
+
+
+def _is_linear(node: Node, index: int) -> bool:
+    return node.domain == HALFBYTE_DOMAIN and node.op == "Linear" and index == 1
 
 
 def _bfloat16(values: Any) -> Any:
