@@ -85,7 +85,10 @@ def write_options() -> Callable[[Function], Function]:
     """Add the options that convert and quantize share."""
     return _stack(
         click.option(
-            "--to", default="", metavar="FORMAT", help="gguf, hb or hf; else DST's ending decides."
+            "--to",
+            default="",
+            metavar="FORMAT",
+            help="gguf, hb, hf, onnx or onnx:ort; else DST's ending decides.",
         ),
         click.option(
             "--opset",
