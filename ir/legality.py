@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,7 @@ def _check_uses(graph: Graph) -> None:
                 raise GraphError(value.name, f"lists a use by {user.label} that is not there")
 
 
+@cache
 def _bounds(names: tuple[str, ...]) -> tuple[int, float]:
     repeated = bool(names) and names[-1].endswith("*")
     required = sum(not name.endswith(("?", "*")) for name in names)

@@ -54,9 +54,11 @@ def test_other_files(tmp_path: Path, data: bytes) -> None:
     assert not is_onnx(path)
 
 
-def test_safetensors_of_every_header_length(tmp_path: Path) -> None:
+def test_safetensors_whose_length_looks_like_a_field(tmp_path: Path) -> None:
     path = tmp_path / "m"
-    for length in range(2, 4000):
-        header = json.dumps({"w": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}})
-        path.write_bytes(struct.pack("<Q", length) + header.encode().ljust(length)[:length])
-        assert not is_onnx(path), length
+    header = json.dumps({"w": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    for tag in (0x08, 0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72, 0xA2, 0xCA, 0xD2):
+        for high in range(8):
+            length = high << 8 | tag
+            path.write_bytes(struct.pack("<Q", length) + header.ljust(length)[:length])
+            assert not is_onnx(path), length
