@@ -124,7 +124,7 @@ def affine_weight(node: Node, turned: bool, table: Value | None = None) -> Tenso
     points = None if zeros is None else zeros.constant
     bits, half = BITS[dtype], 1 << (BITS[dtype] - 1)
     lift = 0 if dtype.startswith("u") else half
-    if points is not None and points.shape != scales.shape and points.size != scales.size:
+    if points is not None and points.shape != scales.shape and scales.size * points.size != 1:
         return None
     symmetric = _all_equal(points, half - lift) if points is not None else lift == half
     parts: dict[str, Part] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - registers uint4
 import numpy as np
 import pytest
 
@@ -147,6 +148,36 @@ def test_weights_that_are_refused(held: dict[str, int], wording: str) -> None:
     scales = tensor_from_array("s", np.ones((24, 2), np.float32))
     nbits(graph, tensor_from_array("w", codes(14, 24, 2, 16)), scales, **held)
     with pytest.raises(UnsupportedError, match=wording):
+        lower_all(graph)
+
+
+@pytest.mark.parametrize("groups", [[0] * 63, [0] * 63 + [2], [-1] + [0] * 63])
+def test_groups_outside_the_scales_are_refused(groups: list[int]) -> None:
+    graph = Graph()
+    scales = tensor_from_array("s", np.ones((24, 2), np.float32))
+    node = nbits(graph, tensor_from_array("w", codes(14, 24, 2, 16)), scales)
+    order = graph.add_constant(tensor_from_array("g", np.asarray(groups, np.int32)), fixed=True)
+    inputs = [*node.inputs, None, order]
+    again = Node("MatMulNBits", inputs, [Value("z")], node.attributes, "com.microsoft")
+    graph.insert(again)
+    with pytest.raises(UnsupportedError, match="g_idx"):
+        lower_all(graph)
+
+
+@pytest.mark.parametrize("place", [0, 2, 3])
+@pytest.mark.parametrize("kind", ["bytes", "narrow"])
+def test_a_table_that_holds_too_little(place: int, kind: str) -> None:
+    table = codes(40, 4, 32) if kind == "bytes" else (codes(40, 4, 64) & 15).astype("uint4")
+    points = codes(41, 4, 1) if kind == "bytes" else (codes(41, 4, 2) & 15).astype("uint4")
+    given: list[Array | None] = [table, np.asarray([1]), random(42, 4, 2), points]
+    cut = given[place]
+    assert cut is not None
+    given[place] = np.ascontiguousarray(cut[:, :0] if place else cut[:3])
+    if place == 0 and kind == "narrow":
+        given[2] = random(42, 4, 2)[:, :1]
+    held = {"bits": 4, "block_size": 32, "gather_axis": 0, "quantize_axis": 1}
+    graph = graph_of("GatherBlockQuantized", given, held, 1, {0, 2, 3})
+    with pytest.raises(GraphError, match="rows of at least"):
         lower_all(graph)
 
 

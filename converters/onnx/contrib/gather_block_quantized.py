@@ -12,7 +12,7 @@ import numpy as np
 
 from halfbyte.converters.onnx.contrib.lowering import Lowering
 from halfbyte.converters.onnx.contrib.matmul_nbits import shared
-from halfbyte.converters.onnx.contrib.stored_blocks import affine_from_blocks
+from halfbyte.converters.onnx.contrib.stored_blocks import affine_from_blocks, require_room
 from halfbyte.ir.encodings.affine import Affine, pack_bits
 from halfbyte.ir.graph import Graph, Node, Value
 from halfbyte.ir.tensor import ComputedPart, Part, Tensor
@@ -65,6 +65,8 @@ def picked(at: Lowering, table: Value, indices: Value, axis: int, length: int, r
 def table_of(at: Lowering, table: Tensor) -> Tensor:
     """Return the table [rows, columns] as Affine."""
     bits, block = int(at.option("bits", 4)), int(at.option("block_size", 128))
+    if block < 1 or bits not in (2, 4, 8):
+        raise at.refuse(f"block_size {block} with {bits} bits")
     scales = at.stored(2)
     zeros = None if at.given(3) is None else at.stored(3)
     dtype = str(getattr(table.encoding, "dtype_name", ""))
@@ -84,6 +86,9 @@ def narrow_table(
     """Return a table of int4 or uint4 elements; without zero points both stand for 0."""
     rows, columns = table.shape
     blocks, byte = -(-columns // block), np.dtype(np.uint8)
+    for tensor in (scales, zeros):
+        if tensor is not None:
+            require_room(tensor, rows, blocks)
     # Unsigned codes of a signed table lie 8 higher, and so do its zero points.
     lift = 8 if signed else 0
     symmetric = signed and zeros is None

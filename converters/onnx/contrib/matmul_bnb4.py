@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.converters.onnx.contrib.lowering import Lowering
+from halfbyte.converters.onnx.contrib.stored_blocks import require_room
 from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph, Node
 from halfbyte.ir.tensor import ComputedPart, Tensor
@@ -37,11 +38,15 @@ def lower(graph: Graph, node: Node) -> None:
     at = Lowering(graph, node)
     rows, columns = int(at.required("N")), int(at.required("K"))
     block, kind = int(at.required("block_size")), int(at.required("quant_type"))
+    if block < 1:
+        raise at.refuse(f"block_size {block}")
     if kind not in TABLES:
         raise at.refuse(f"quant_type {kind}", [str(key) for key in TABLES])
     if not at.option("transB", 1):
         raise at.refuse("transB 0", ["1"])
     codes, magnitudes = at.stored(1), at.stored(2)
+    require_room(codes, 1, -(-rows * columns // 2))
+    require_room(magnitudes, 1, -(-rows * columns // block))
     table = np.asarray(TABLES[kind], np.float32)
 
     def values(start: int, stop: int) -> NDArray[Any]:

@@ -61,6 +61,8 @@ def weight_of(at: Lowering) -> Tensor:
     groups = None
     if at.given(4) is not None:
         groups = np.asarray(at.stored(4).numpy()).reshape(-1)[:columns]
+        if len(groups) < columns or groups.min() < 0 or groups.max() >= blocks:
+            raise at.refuse(f"g_idx that does not give each of {columns} columns a group")
         if np.array_equal(groups, np.arange(columns) // block):
             groups = None
     return affine_from_blocks(

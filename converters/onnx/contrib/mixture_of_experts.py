@@ -54,6 +54,8 @@ def lower(graph: Graph, node: Node) -> None:
         raise at.refuse("weights_prepacked 1 (a device's own layout)", ["0"])
     if str(at.option("activation_type", "relu")) not in ACTIVATIONS:
         raise at.refuse(f"activation_type {at.option('activation_type')!r}", list(ACTIVATIONS))
+    if len(at.stored(layers[0].weight).shape) != 3:
+        raise at.refuse("a weight that is not [experts, out, in]")
     width = columns_of(at, layers[0])
     tokens = at.reshape(at.need(0), -1, width)
     shares = routing(at, quantized)
@@ -163,6 +165,8 @@ def linear(at: Lowering, layer: _Layer, expert: int, data: Value) -> Value:
 def expert_weight(at: Lowering, layer: _Layer, expert: int) -> Tensor:
     """Return the weight [out, in] of one expert."""
     stored = at.stored(layer.weight)
+    if len(stored.shape) != 3 or 0 in stored.shape:
+        raise at.refuse(f"a weight of shape {list(stored.shape)}", ["[experts, out, in]"])
     count, rows, columns = stored.shape[0], rows_of(at, layer), columns_of(at, layer)
     name, first = f"{stored.name}.{expert}", expert * rows
     if layer.scales is None or layer.zeros is None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.errors import GraphError
 from halfbyte.ir.encodings.affine import Affine, unpack_bits
 from halfbyte.ir.tensor import ArrayPart, Part, Tensor
 
@@ -107,10 +108,16 @@ def affine_from_blocks(
 
     Raises:
         UnsupportedError: Affine has no such form.
+        GraphError: a tensor holds too little for the sizes.
     """
     rows, columns = shape
     first, count = place or (0, rows)
     blocks = -(-columns // block_size) if block_size else 1
+    require_room(codes, count, -(-columns * bits // 8))
+    require_room(scales, count, blocks)
+    if zero_points is not None:
+        packed = getattr(zero_points.encoding, "dtype_name", "") == "uint8"
+        require_room(zero_points, count, -(-blocks * bits // 8) if packed else blocks)
     byte, kind = np.dtype(np.uint8), scales.encoding
     scale_dtype = str(getattr(kind, "dtype_name", ""))
     scale_type = np.dtype(getattr(kind, "dtype", np.float32))
@@ -130,6 +137,17 @@ def affine_from_blocks(
         parts["g_idx"] = ArrayPart(np.ascontiguousarray(groups[:columns], np.int32))
     encoding = Affine(bits, block_size, zero, scale_dtype, groups is not None)
     return Tensor(name, shape, encoding, parts)
+
+
+def require_room(tensor: Tensor, rows: int, width: int) -> None:
+    """Check that a tensor seen as [rows, rest] has at least `width` columns.
+
+    Raises:
+        GraphError: it has not.
+    """
+    if rows < 1 or width < 1 or tensor.size % rows or tensor.size // rows < width:
+        found = f"has {tensor.size} elements, {rows} rows of at least {width} were required"
+        raise GraphError(tensor.name, f"{found}; the file is damaged or its sizes are wrong")
 
 
 def same_source(left: Tensor, right: Tensor) -> bool:
