@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,10 @@ from halfbyte.ir.ops import spec_of
 from halfbyte.ir.ops.spec import UNKNOWN, Context, ValueType, adapts
 from halfbyte.ir.tensor import Tensor
 
+# A body is inferred several times for one node around it; deeper ones give what they declare.
+MAX_DEPTH = 4
+_DEPTH: ContextVar[int] = ContextVar("depth of graphs being inferred", default=0)
+
 
 def body_types(
     graph: Graph, kinds: Sequence[ValueType], constants: Sequence[Tensor | None] = ()
@@ -26,6 +31,19 @@ def body_types(
     Raises:
         GraphError: a node breaks a rule of its operator.
     """
+    depth = _DEPTH.get()
+    if depth == MAX_DEPTH:
+        return [ValueType(value.dtype, None) for value in graph.outputs]
+    token = _DEPTH.set(depth + 1)
+    try:
+        return _body_types(graph, kinds, constants)
+    finally:
+        _DEPTH.reset(token)
+
+
+def _body_types(
+    graph: Graph, kinds: Sequence[ValueType], constants: Sequence[Tensor | None]
+) -> list[ValueType]:
     shadows: dict[Value, Value] = {}
     known = [*constants, *[None] * (len(graph.inputs) - len(constants))]
     for value, kind, tensor in zip(graph.inputs, kinds, known, strict=False):
