@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from halfbyte.converters.onnx.lowering.rewriter import Rewriter
 from halfbyte.errors import QuantizationError, UnsupportedError
@@ -191,7 +192,13 @@ def _flat(part: ComputedPart) -> ComputedPart:
 
 def _codes(tensor: Tensor, container: Container, start: int, stop: int) -> Array:
     unpacked = tensor.encoding.unpack(tensor.read(start, stop), tensor.columns)
-    return (unpacked.codes - container.shift).astype(np.int16).astype(numpy_dtype(container.dtype))
+    return _stored(unpacked.codes - container.shift, container)
+
+
+def _stored(codes: NDArray[np.int32], container: Container) -> Array:
+    """Return codes that fit a container in its type; those below 8 bits take a byte each."""
+    byte = np.uint8 if container.dtype.startswith("u") else np.int8
+    return codes.astype(byte).view(numpy_dtype(container.dtype))
 
 
 def scales_of(tensor: Tensor, start: int, stop: int) -> Scales:
@@ -210,7 +217,7 @@ def _zeros(tensor: Tensor, container: Container, start: int, stop: int) -> Array
     limit = (1 << int(container.dtype.removeprefix("uint"))) - 1
     if shifted.size and shifted.max() > limit:
         raise QuantizationError(tensor.name, f"has zero points above {limit}; choose more bits")
-    return shifted.astype(np.int16).astype(numpy_dtype(container.dtype))
+    return _stored(shifted, container)
 
 
 def _offsets(tensor: Tensor, start: int, stop: int) -> Array:
