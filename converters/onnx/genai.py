@@ -47,8 +47,10 @@ def genai_config(model: Model, graph: Graph, filename: str) -> dict[str, Any]:
     """Return genai_config.json for a decoder written as `filename`."""
     config = model.config
     names = {value.name for value in graph.inputs}
-    inputs = {
-        name: name for name in ("input_ids", "attention_mask", "position_ids") if name in names
+    inputs: dict[str, str] = {
+        str(name): str(name)
+        for name in ("input_ids", "attention_mask", "position_ids")
+        if name in names
     }
     inputs |= {f"past_{kind}_names": PAST.format(kind) for kind in ("key", "value")}
     outputs = {"logits": "logits"}

@@ -265,6 +265,7 @@ class _Reader:
             return replace(tensor, parts=self._inline(tensor, entry["inline"]))
         names = entry.get("constants")
         self.require(isinstance(names, dict), f"weight {tensor.name!r} names no constants")
+        assert isinstance(names, dict)
         if isinstance(tensor.encoding, Dense):
             dtype = tensor.encoding.dtype
             rows, columns = rows_and_columns(tensor.shape)

@@ -266,7 +266,8 @@ def _visible(lowering: Lowering, window: int) -> Value:
     A position always sees itself, also where it is padding: a row that sees nothing has no mean.
     """
     builder = lowering.builder
-    keys, queries = builder.once("indices", lambda: _indices(lowering))
+    keys = builder.once("keys", lambda: _keys(lowering))
+    queries = builder.once("queries", lambda: _queries(lowering))
     stem = "/attention/mask"
     grid = (SEQUENCE, TOTAL)
 
@@ -307,25 +308,37 @@ def _spread_mask(builder: OnnxBuilder, mask: Value, length: str) -> Value:
     )  # fmt: skip
 
 
-def _indices(lowering: Lowering) -> Any:
-    """Return the places of all keys [total] and of the new queries [sequence, 1]."""
+def _all_positions(lowering: Lowering) -> Value:
+    """Return how many positions there are, past and new: int64 scalar."""
     builder = lowering.builder
-    ids = lowering.required(next(v for v in lowering.source.inputs if v.name == IDS))
-    total = _length(builder, attention_mask(lowering), 1, "/attention/total")
-    length = _length(builder, ids, 1, "/attention/sequence")
+    return builder.once(
+        "all positions", lambda: _length(builder, attention_mask(lowering), 1, "/attention/total")
+    )
+
+
+def _keys(lowering: Lowering) -> Value:
+    """Return the place of every key, [total]."""
+    builder, total = lowering.builder, _all_positions(lowering)
     zero, one = builder.scalar(0), builder.scalar(1)
-    keys = builder.op(
+    return builder.op(
         "Range", zero, total, one, name="/attention/keys", dtype="int64", shape=(TOTAL,)
     )
+
+
+def _queries(lowering: Lowering) -> Value:
+    """Return the place of every new position, [sequence, 1]."""
+    builder, total = lowering.builder, _all_positions(lowering)
+    ids = lowering.required(next(v for v in lowering.source.inputs if v.name == IDS))
+    length = _length(builder, ids, 1, "/attention/sequence")
     first = builder.op("Sub", total, length, name="/attention/first", dtype="int64", shape=())
     row = builder.op(
-        "Range", first, total, one, name="/attention/queries", dtype="int64", shape=(SEQUENCE,)
-    )
-    column = builder.op(
+        "Range", first, total, builder.scalar(1), name="/attention/queries", dtype="int64",
+        shape=(SEQUENCE,),
+    )  # fmt: skip
+    return builder.op(
         "Unsqueeze", row, builder.ints(-1), name="/attention/query_column", dtype="int64",
         shape=(SEQUENCE, 1),
     )  # fmt: skip
-    return keys, column
 
 
 def uncached(lowering: Lowering, node: Node) -> Value:

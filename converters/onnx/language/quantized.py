@@ -140,13 +140,19 @@ class QuantizedWeight:
     def _half(self, which: str) -> Value:
         """Return one of two integers that share a byte, in float32."""
         builder, pairs = self.builder, self.constant(PAIRS)
-        name, kind = f"{self.name}/{which}", {"dtype": "uint8", "shape": pairs.shape}
-        if which == "sc":
-            low = builder.scalar(HALF_BYTE, "uint8")
-            half = builder.op("BitwiseAnd", pairs, low, name=name, **kind)
-        else:
-            four = builder.scalar(4, "uint8")
-            half = builder.op("BitShift", pairs, four, name=name, direction="RIGHT", **kind)
+        settings: dict[str, Any] = {}
+        operator, other = "BitwiseAnd", HALF_BYTE
+        if which != "sc":
+            operator, other, settings = "BitShift", 4, {"direction": "RIGHT"}
+        half = builder.op(
+            operator,
+            pairs,
+            builder.scalar(other, "uint8"),
+            name=f"{self.name}/{which}",
+            dtype="uint8",
+            shape=pairs.shape,
+            **settings,
+        )
         return builder.cast(half, FLOAT32)
 
     def repeated(self, value: Value, width: int, times: int, name: str) -> Value:

@@ -155,12 +155,14 @@ class WeightForm:
         if PAIRS in self.fields:
             pairs = np.asarray(given.pop(PAIRS))
             given |= {"sc": pairs & HALF_BYTE, "mn": pairs >> 4}
-        fields = {
-            name: np.asarray(given[name]).astype(np.int32 if name in ("sc", "mn") else np.float32)
-            for name in ("d", "sc", "dmin", "mn")
-            if name in given
-        }
-        scale = np.repeat(fields["d"], fields["sc"].shape[1] // fields["d"].shape[1], 1)
+        fields: dict[str, Array] = {}
+        for name in ("d", "sc", "dmin", "mn"):
+            if name in given:
+                kind = np.int32 if name in ("sc", "mn") else np.float32
+                fields[name] = np.asarray(given[name]).astype(kind)
+        scale: NDArray[np.float32] = np.repeat(
+            fields["d"], fields["sc"].shape[1] // fields["d"].shape[1], 1
+        )
         scale = scale * fields["sc"].astype(np.float32)
         return Scales(scale, self.group, None, None, fields=fields)
 
