@@ -277,6 +277,19 @@ def normalize(
     return out
 
 
+def resample(
+    x: Float32,
+    n: int,
+    inner: int,
+    indices: NDArray[np.int64],
+    weights: Float32,
+    out: Float32,
+) -> Float32:
+    """Return weighted picks along n of x as [outer, n, inner]; indices, weights: [m, taps]."""
+    native().resample(x, n, inner, indices, weights, out)
+    return out
+
+
 def transpose(x: Float32, order: Sequence[int], out: Float32 | None = None) -> Float32:
     """Return x with its axes in another order."""
     out = np.empty([x.shape[axis] for axis in order], np.float32) if out is None else out

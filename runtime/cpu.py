@@ -19,7 +19,7 @@ from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.ops import op_spec
 from halfbyte.ir.tensor import Tensor
 from halfbyte.kernels import cpu as kernels
-from halfbyte.runtime import cpu_conv, cpu_integers, cpu_recurrent, cpu_tensor
+from halfbyte.runtime import cpu_conv, cpu_integers, cpu_recurrent, cpu_resize, cpu_tensor
 from halfbyte.runtime.backend import BoundNode, Slot, Step
 from halfbyte.runtime.cpu_slots import Packed, arrays, floats
 from halfbyte.runtime.reference import aligned_empty
@@ -366,6 +366,7 @@ BINDERS: dict[str, Binder] = {
     **cpu_conv.BINDERS,
     **cpu_integers.BINDERS,
     **cpu_recurrent.BINDERS,
+    **cpu_resize.BINDERS,
     "Cast": bind_cast,
     "Gather": bind_gather,
     "LayerNormalization": bind_layer_norm,

@@ -16,6 +16,7 @@ PASSES: dict[str, str] = {
     "constant_folding": "halfbyte.ir.passes.constant_folding",
     "simplify": "halfbyte.ir.passes.simplify",
     "common_subexpressions": "halfbyte.ir.passes.common_subexpressions",
+    "fold_pad": "halfbyte.ir.passes.fold_pad",
     "fold_batch_norm": "halfbyte.ir.passes.fold_batch_norm",
     "fuse_layer_norm": "halfbyte.ir.passes.fuse_layer_norm",
     "fuse_gelu": "halfbyte.ir.passes.fuse_gelu",

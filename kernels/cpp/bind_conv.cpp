@@ -145,17 +145,23 @@ class Convolution {
 
     void dispatch(ConvJob& job) const {
         const NetTable& table = nets();
-        const int64_t threads = thread_count();
+        const int64_t places =
+            job.batch * (weight_->form() == Form::transposed ? job.h * job.w * job.out_channels
+                                                             : job.oh * job.ow * job.in_channels);
+        const int64_t other =
+            weight_->form() == Form::transposed ? job.in_channels : job.out_channels;
+        const int64_t work = 2 * places * other / job.groups * job.kh * job.kw;
+        const int64_t threads = work >= kParallelOperations ? thread_count() : 1;
         if (weight_->form() == Form::gemm) {
-            parallel(gemm_tasks(job, threads),
-                     [&](int64_t task) { table.conv_gemm_task(job, task); });
+            parallel_if_worth(work, gemm_tasks(job, threads),
+                              [&](int64_t task) { table.conv_gemm_task(job, task); });
         } else if (weight_->form() == Form::rows) {
             const int64_t rows = job.out_channels / job.groups, unit = table.gemm_columns;
             const int64_t pieces = threads > 1 ? ceil_div(2 * threads, job.batch * job.groups) : 1;
             job.rows = std::max(2 * unit, round_up(ceil_div(rows, pieces), unit));
             job.columns = job.oh * job.ow;
-            parallel(job.batch * job.groups * ceil_div(rows, job.rows),
-                     [&](int64_t task) { table.conv_rows_task(job, task); });
+            parallel_if_worth(work, job.batch * job.groups * ceil_div(rows, job.rows),
+                              [&](int64_t task) { table.conv_rows_task(job, task); });
         } else if (weight_->form() == Form::winograd) {
             const int64_t tiles = ceil_div(job.oh, 4) * ceil_div(job.ow, 4);
             // Inputs and products of the 36 planes: most of the second cache.
@@ -164,21 +170,21 @@ class Convolution {
             int64_t parts = ceil_div(tiles, most);
             while (job.batch * parts % threads != 0 && tiles / (parts + 1) >= 6) ++parts;
             job.columns = std::min(tiles, round_up(ceil_div(tiles, parts), 6));
-            parallel(job.batch * ceil_div(tiles, job.columns),
-                     [&](int64_t task) { table.winograd_task(job, task); });
+            parallel_if_worth(work, job.batch * ceil_div(tiles, job.columns),
+                              [&](int64_t task) { table.winograd_task(job, task); });
         } else if (weight_->form() == Form::depthwise) {
             const bool blocks = job.out_channels == job.in_channels;
             const int64_t width = blocks ? table.lanes : 1;
             const int64_t units = job.batch * ceil_div(job.out_channels, width);
             job.rows = std::max<int64_t>(1, kTaskValues / (job.oh * job.ow * width));
-            parallel(ceil_div(units, job.rows),
-                     [&](int64_t task) { table.depthwise_task(job, task); });
+            parallel_if_worth(work, ceil_div(units, job.rows),
+                              [&](int64_t task) { table.depthwise_task(job, task); });
         } else {
             const int64_t rows = job.out_channels / job.groups;
             const int64_t pieces = ceil_div(4 * threads, job.batch * job.groups);
             job.rows = round_up(std::max<int64_t>(1, rows / pieces), table.gemm_rows);
-            parallel(job.batch * job.groups * ceil_div(rows, job.rows),
-                     [&](int64_t task) { table.transposed_task(job, task); });
+            parallel_if_worth(work, job.batch * job.groups * ceil_div(rows, job.rows),
+                              [&](int64_t task) { table.transposed_task(job, task); });
         }
     }
 

@@ -81,7 +81,8 @@ class Product {
         const int64_t tiles = ceil_div(job.m, job.rows) * ceil_div(job.n, job.columns);
         const int64_t size = job.m * job.n;
         const nb::gil_scoped_release release;
-        parallel(count * tiles, [&](int64_t task) {
+        const int64_t work = 2 * count * size * job.k;
+        parallel_if_worth(work, count * tiles, [&](int64_t task) {
             ProductJob one = job;
             const int64_t item = task / tiles;
             const auto at = static_cast<size_t>(item);

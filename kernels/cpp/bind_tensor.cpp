@@ -155,6 +155,31 @@ void normalize(nb::object x, int64_t n, nb::object scale, nb::object shift, floa
     });
 }
 
+// One axis of x as [outer, n, inner] by weighted picks: indices and weights are [m, taps].
+void resample(nb::object x, int64_t n, int64_t inner, nb::object indices, nb::object weights,
+              nb::object out) {
+    const char* where = "resample";
+    const Array source(where, "x", x, "f"), target(where, "out", out, "f", true);
+    const Array picks(where, "indices", indices, "ql"), factors(where, "weights", weights, "f");
+    require_size(where, "weights", factors, picks.size());
+    const bool table = picks.dimensions() == 2 && picks.size() > 0;
+    if (!table || n < 1 || inner < 1 || source.size() % (n * inner) != 0)
+        reject(where, "sizes disagree");
+    const int64_t m = picks.shape(0), taps = picks.shape(1), outer = source.size() / (n * inner);
+    require_size(where, "out", target, outer * m * inner);
+    const auto* at = picks.data<const int64_t>();
+    for (int64_t i = 0; i < picks.size(); ++i) {
+        if (at[i] < 0 || at[i] >= n) reject(where, "an index is outside the axis");
+    }
+    in_pieces(outer, m * inner * taps, [&](int64_t first, int64_t count) {
+        for (int64_t o = first; o < first + count; ++o) {
+            nets().resample(source.data<const float>() + o * n * inner, inner, at,
+                            factors.data<const float>(), m, taps,
+                            target.data<float>() + o * m * inner);
+        }
+    });
+}
+
 struct Axis {
     int64_t size, x_stride, out_stride;
 };
@@ -233,6 +258,7 @@ void bind_tensor(nb::module_& m) {
     m.def("reduce", &reduce);
     m.def("softmax_axis", &softmax_axis);
     m.def("normalize", &normalize);
+    m.def("resample", &resample);
     m.def("transpose", &transpose);
 }
 

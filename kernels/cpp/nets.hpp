@@ -127,6 +127,8 @@ struct NetTable {
                       const Finish&, float* out);
     void (*transpose)(const float* x, int64_t rows, int64_t columns, int64_t x_stride,
                       int64_t out_stride, float* out);
+    void (*resample)(const float* x, int64_t inner, const int64_t* indices, const float* weights,
+                     int64_t m, int64_t taps, float* out);
 };
 
 extern const NetTable kScalarNets;

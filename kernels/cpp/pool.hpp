@@ -22,4 +22,13 @@ void parallel(int64_t count, const Function& function) {
         &function, count);
 }
 
+// Below this many floating-point operations a second thread costs more than it saves.
+constexpr int64_t kParallelOperations = 1 << 21;
+
+template <class Function>
+void parallel_if_worth(int64_t operations, int64_t count, const Function& function) {
+    if (operations >= kParallelOperations) return parallel(count, function);
+    for (int64_t task = 0; task < count; ++task) function(task);
+}
+
 }  // namespace halfbyte

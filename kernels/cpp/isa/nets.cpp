@@ -50,6 +50,7 @@ const NetTable HB_NETS = {
     HB_ISA::softmax_columns,
     HB_ISA::normalize,
     HB_ISA::transpose,
+    HB_ISA::resample,
 };
 
 }  // namespace halfbyte

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "conv/lanes.hpp"
 #include "nn/unary.hpp"
 
 namespace halfbyte {
@@ -73,16 +74,49 @@ static void normalize(const float* x, int64_t n, float scale, float shift, float
     finish(f, out, shift, nullptr, n, out);
 }
 
-// out[c * out_stride + r] = x[r * x_stride + c], in blocks that stay in the first cache.
+// out[c * out_stride + r] = x[r * x_stride + c], in blocks of W by W.
 static void transpose(const float* x, int64_t rows, int64_t columns, int64_t x_stride,
                       int64_t out_stride, float* out) {
-    constexpr int64_t kBlock = 16;
-    for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
-        const int64_t r1 = r0 + kBlock < rows ? r0 + kBlock : rows;
-        for (int64_t c0 = 0; c0 < columns; c0 += kBlock) {
-            const int64_t c1 = c0 + kBlock < columns ? c0 + kBlock : columns;
-            for (int64_t c = c0; c < c1; ++c) {
-                for (int64_t r = r0; r < r1; ++r) out[c * out_stride + r] = x[r * x_stride + c];
+    for (int64_t r0 = 0; r0 < rows; r0 += W) {
+        const int64_t height = rows - r0 < W ? rows - r0 : W;
+        for (int64_t c0 = 0; c0 < columns; c0 += W) {
+            const int64_t width = columns - c0 < W ? columns - c0 : W;
+            const float* from = x + r0 * x_stride + c0;
+            float* to = out + c0 * out_stride + r0;
+            if (height < W || width < W) {
+                for (int64_t c = 0; c < width; ++c) {
+                    for (int64_t r = 0; r < height; ++r)
+                        to[c * out_stride + r] = from[r * x_stride + c];
+                }
+                continue;
+            }
+            F block[W];
+            for (int i = 0; i < W; ++i) block[i] = load(from + i * x_stride);
+            transpose_lanes(block);
+            for (int i = 0; i < W; ++i) store(to + i * out_stride, block[i]);
+        }
+    }
+}
+
+// out[o] = sum over t of weights[o, t] * x[indices[o, t]], for x [n, inner] and out [m, inner].
+static void resample(const float* x, int64_t inner, const int64_t* indices, const float* weights,
+                     int64_t m, int64_t taps, float* out) {
+    for (int64_t o = 0; o < m; ++o, indices += taps, weights += taps, out += inner) {
+        if (inner == 1) {
+            float sum = weights[0] * x[indices[0]];
+            for (int64_t t = 1; t < taps; ++t) sum += weights[t] * x[indices[t]];
+            *out = sum;
+        } else if (taps == 1) {
+            const F w = set1(weights[0]);
+            map1(x + indices[0] * inner, inner, out, [&](F v) { return mul(v, w); });
+        } else {
+            const F first = set1(weights[0]), second = set1(weights[1]);
+            map2(x + indices[0] * inner, x + indices[1] * inner, inner, out,
+                 [&](F a, F b) { return add(mul(a, first), mul(b, second)); });
+            for (int64_t t = 2; t < taps; ++t) {
+                const F w = set1(weights[t]);
+                map2(out, x + indices[t] * inner, inner, out,
+                     [&](F sum, F v) { return add(sum, mul(v, w)); });
             }
         }
     }
