@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO
@@ -44,12 +45,23 @@ def write_constants(
     progress: Progress | None,
 ) -> None:
     """Write each constant at its offset; `progress` is called with the bytes of each piece."""
+    stream.flush()
     for offset, piece in ordered_map(_run, _jobs(places), threads):
         for index, row in enumerate(piece.raw):
-            stream.seek(offset + piece.offset + index * piece.stride)
-            stream.write(row.data)
+            _write_at(stream, offset + piece.offset + index * piece.stride, memoryview(row))
         if progress is not None:
             progress(piece.raw.size)
+
+
+def _write_at(stream: IO[bytes], offset: int, raw: memoryview) -> None:
+    """Write bytes at an offset in one call of the system, which strips of many rows need."""
+    if not hasattr(os, "pwrite"):  # pragma: no cover
+        stream.seek(offset)
+        stream.write(raw)
+        return
+    while raw:
+        written = os.pwrite(stream.fileno(), raw, offset)
+        raw, offset = raw[written:], offset + written
 
 
 def _jobs(places: Sequence[tuple[Initializer, int]]) -> Iterator[tuple[int, Job]]:

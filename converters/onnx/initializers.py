@@ -25,6 +25,7 @@ from halfbyte.ir.tensor import CHUNK_BYTES, FilePart, Part, Tensor
 from halfbyte.ir.transposed import TransposedPart
 
 BLOCK_BYTES = 2 * CHUNK_BYTES  # of a matrix that is transposed while it is written
+TILE = 128
 Bytes = NDArray[np.uint8]
 
 
@@ -148,6 +149,17 @@ def _transposed(source: Part, bits: int) -> Iterator[Job]:
 
 
 def _strip(source: Part, bits: int, start: int, stop: int, rows: int) -> Piece:
-    block = source.read(start, stop).T
+    block = _turned(source.read(start, stop))
     raw = pack_elements(block, bits).reshape(len(block), -1)
     return Piece(start * bits // 8, rows * bits // 8, raw)
+
+
+def _turned(block: Array) -> Array:
+    """Return the transpose, copied tile by tile, so that both sides stay in the cache."""
+    rows, columns = block.shape
+    made = np.empty((columns, rows), block.dtype)
+    for column in range(0, columns, TILE):
+        for row in range(0, rows, TILE):
+            tile = block[row : row + TILE, column : column + TILE]
+            made[column : column + TILE, row : row + TILE] = tile.T
+    return made
