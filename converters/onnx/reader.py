@@ -15,10 +15,16 @@ from halfbyte.converters.onnx.contrib import is_contrib, lower_all
 from halfbyte.converters.onnx.functions import Functions, opsets_of
 from halfbyte.converters.onnx.graph_reader import GraphReader
 from halfbyte.converters.onnx.language.reading import language_model, with_reason
-from halfbyte.converters.onnx.messages import GraphMessage, ModelMessage, ValueInfoMessage
+from halfbyte.converters.onnx.messages import (
+    GraphMessage,
+    ModelMessage,
+    TensorMessage,
+    ValueInfoMessage,
+)
 from halfbyte.converters.onnx.operators import used_operators
 from halfbyte.converters.onnx.profile import with_kinds
 from halfbyte.converters.onnx.protobuf import Buffer, mapped, parse
+from halfbyte.converters.onnx.scope import inner_graphs
 from halfbyte.converters.onnx.tensors import TensorReader
 from halfbyte.converters.onnx.type_filling import BROKEN, TypeFiller
 from halfbyte.converters.onnx.types import read_type
@@ -70,15 +76,24 @@ def read_checksums(path: Path) -> dict[str, str]:
     with mapped(path) as data:
         buffer, message = parse(path, data)
         reader = TensorReader(buffer)
-        for graph in _graphs(message):
-            for tensor in graph.initializer:
-                reader.tensor(tensor)
+        for tensor in _tensors(message):
+            reader.tensor(tensor)
         return reader.checksums
 
 
-def _graphs(message: ModelMessage) -> Iterator[GraphMessage]:
-    if message.graph is not None:
-        yield message.graph
+def _tensors(message: ModelMessage) -> Iterator[TensorMessage]:
+    """Yield the initializers of all graphs and the tensors that nodes hold."""
+    groups = [function.node for function in message.functions]
+    graphs = [] if message.graph is None else [message.graph]
+    while graphs or groups:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            groups.append(graph.node)
+        nodes = groups.pop()
+        graphs += [graph for _, graph in inner_graphs(nodes)]
+        for node in nodes:
+            yield from (a.t for a in node.attribute if a.t is not None)
 
 
 def _model(buffer: Buffer, message: ModelMessage) -> Model:

@@ -19,7 +19,18 @@ from halfbyte.converters.onnx.tensors import TensorReader
 from halfbyte.errors import FormatError
 from halfbyte.ir.dtypes import ONNX_DTYPES, numpy_dtype
 from halfbyte.ir.tensor import FilePart, Tensor
-from support.onnx_wire import FLOAT, external, floats, graph, model, node, tensor
+from support.onnx_wire import (
+    FLOAT,
+    attribute,
+    blob,
+    external,
+    floats,
+    graph,
+    model,
+    node,
+    tensor,
+    value,
+)
 
 NUMERIC = {n: name for n, name in ONNX_DTYPES.items() if name != "string"}
 
@@ -188,6 +199,17 @@ def test_checksum_of_external_data(tmp_path: Path) -> None:
     ONNX.verify_content(path, 1)
     (tmp_path / "data").write_bytes(floats(3, 5))
     with pytest.raises(FormatError, match=f"the model says {good.upper()}; copy it again"):
+        ONNX.verify_content(path, 1)
+
+
+def test_checksum_of_a_constant_in_a_branch(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(floats(3, 4))
+    held = attribute("value", 4, blob(5, external("", [2], location="data", checksum="0" * 40)))
+    branch = graph([node("Constant", [], ["b"], held)], [], (), (value("b"),))
+    branches = [attribute(n, 5, blob(6, branch)) for n in ("then_branch", "else_branch")]
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model(graph([node("If", ["x"], ["y"], *branches)])))
+    with pytest.raises(FormatError, match="the model says 0000"):
         ONNX.verify_content(path, 1)
 
 
