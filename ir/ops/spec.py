@@ -86,8 +86,7 @@ class OpSpec:
     since_versions whose form and meaning this is; an operator that changed has several specs.
     upgrade: rewrites a node of this form as the next one, in place in its graph, and returns
     whether it could; None for the newest form. encoded: inputs that may come as an encoded Tensor.
-    view: the first output is the first input in another shape. known: inputs whose values `infer`
-    needs.
+    view: the first output is the first input in another shape.
     """
 
     op: str
