@@ -98,7 +98,7 @@ def range_length(start: Any, limit: Any, delta: Any) -> int:
     """
     if isinstance(start, int):
         return max(0, int(-(-(limit - start) // delta)))
-    steps = float((limit - start) / delta)
+    steps = (float(limit) - float(start)) / float(delta)
     if math.isnan(steps) or math.isinf(steps):
         raise ZeroDivisionError("a range without end")
     return max(0, math.ceil(steps))

@@ -116,7 +116,7 @@ def evaluate_gather_nd(
     index = (np.arange(count)[:, None], *np.moveaxis(wanted, -1, 0))
     found = flat[index]
     rest = data.shape[batch + indices.shape[-1] :]
-    return [found.reshape(*indices.shape[:-1], *rest)]
+    return [found.reshape((*indices.shape[:-1], *rest))]
 
 
 def infer_compress(node: Node) -> list[ValueType]:

@@ -103,8 +103,10 @@ def evaluate_split(
     return np.split(data, np.cumsum(lengths)[:-1], axis)
 
 
-def slice_index(starts: Any, ends: Any, axes: Any, steps: Any, rank: int) -> tuple[slice, ...]:
-    """Return the numpy index of an ai.onnx Slice.
+def slice_index(
+    starts: Any, ends: Any, axes: Any, steps: Any, shape: Sequence[Dim]
+) -> tuple[slice, ...]:
+    """Return the numpy index of an ai.onnx Slice over a shape.
 
     Raises:
         ValueError: the lists differ in length, or a step is zero.
@@ -112,10 +114,15 @@ def slice_index(starts: Any, ends: Any, axes: Any, steps: Any, rank: int) -> tup
     first, last = integers(starts), integers(ends)
     places = list(range(len(first))) if axes is None else integers(axes)
     strides = [1] * len(first) if steps is None else integers(steps)
+    rank = len(shape)
     index = [slice(None)] * rank
     for start, end, axis, step in zip(first, last, places, strides, strict=True):
         if step == 0 or not -rank <= axis < rank:
             raise ValueError(f"step {step} along axis {axis} of {rank}")
+        dim = shape[axis]
+        if step < 0 and isinstance(dim, int):
+            # Unlike numpy, a backward cut from before the first element takes that element.
+            start = max(start, -dim)
         index[axis] = slice(start, end, step)
     return tuple(index)
 
@@ -131,7 +138,7 @@ def infer_slice(node: Node) -> list[ValueType]:
     if any(g and v is None for g, v in zip(given, values, strict=True)):
         return [ValueType(dtype, (UNKNOWN,) * len(data.shape))]
     try:
-        cut = slice_index(values[0], values[1], values[2], values[3], len(data.shape))
+        cut = slice_index(values[0], values[1], values[2], values[3], data.shape)
     except ValueError as error:
         raise GraphError(node.label, f"starts, ends, axes and steps do not fit: {error}") from None
     full = slice(None)
@@ -150,7 +157,7 @@ def evaluate_slice(
     """Cut ranges out of axes."""
     data = as_array(inputs[0])
     bounds = [inputs[i] if i < len(inputs) else None for i in range(1, 5)]
-    return [data[slice_index(bounds[0], bounds[1], bounds[2], bounds[3], data.ndim)]]
+    return [data[slice_index(bounds[0], bounds[1], bounds[2], bounds[3], data.shape)]]
 
 
 def slice_cases() -> list[Case]:

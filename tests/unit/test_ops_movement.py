@@ -254,6 +254,18 @@ def test_reductions_of_half_precision_round_once() -> None:
     assert evaluate("ScatterND", data, index, halves, reduction="min").tolist() == [0.5, 3]
 
 
+def test_backward_cut_from_before_the_start_takes_the_first() -> None:
+    x = np.arange(3)
+    for start, end, wanted in ((-9, -9, [0]), (-3, -9, [0]), (9, -9, [2, 1, 0]), (0, 0, [])):
+        bounds = ints(start), ints(end), ints(0), ints(-1)
+        assert evaluate("Slice", x, *bounds).tolist() == wanted
+        assert types("Slice", (3,), *bounds)[0].shape == (len(wanted),)
+
+
+def test_one_element_by_its_indices_is_a_scalar() -> None:
+    assert evaluate("GatherND", A, ints(1, 2, -1)).shape == ()
+
+
 def test_indices_outside_are_refused() -> None:
     for key, more in (("GatherElements", []), ("ScatterElements", [A[0, :1, :1]])):
         for bad in (3, -4):
