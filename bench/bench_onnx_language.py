@@ -1,4 +1,4 @@
-"""A quantized GGUF file as ONNX: time, memory and size; speed in onnxruntime beside the dense model.
+"""A quantized GGUF file as ONNX: time, memory, size; speed in onnxruntime beside the dense model.
 
     python bench/bench_onnx_language.py MODEL.gguf [--threads 2] [--prefill 256] [--decode 64]
 
@@ -161,9 +161,8 @@ def main() -> None:
         for _ in range(ROUNDS):
             for name, runner in runners.items():
                 found[name].append(runner.run(ids, options.decode))
-    print(
-        f"\n{'tokens/s':<10}{'prefill':>9}{'decode':>9}{'prefill / dense':>17}{'decode / dense':>16}"
-    )
+    heads = f"{'prefill':>9}{'decode':>9}{'prefill / dense':>17}{'decode / dense':>16}"
+    print(f"\n{'tokens/s':<10}{heads}")
     dense = [statistics.median(values) for values in zip(*found["dense"], strict=True)]
     for name, speeds in found.items():
         own = [statistics.median(values) for values in zip(*speeds, strict=True)]

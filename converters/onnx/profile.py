@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from halfbyte.converters.onnx.language.weight_form import form_of
 from halfbyte.converters.onnx.lowering.dequantized import can_dequantize
 from halfbyte.errors import QuantizationError, UnsupportedError
 from halfbyte.ir.dtypes import DTYPES, FLOATING
@@ -44,6 +45,8 @@ class OnnxProfile:
             encoding.part_specs(tensor.rows, tensor.columns)
         except QuantizationError:
             return False
+        if tensor.role is not None:
+            return form_of(encoding, tensor.columns) is not None
         return can_dequantize(encoding, tensor.columns)
 
     def required(self, tensor: Tensor) -> Encoding | None:

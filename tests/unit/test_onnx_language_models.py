@@ -16,7 +16,7 @@ from halfbyte.converters.onnx.language.export import export_graph
 from halfbyte.converters.onnx.language.naming import node_name
 from halfbyte.converters.onnx.language_model import write_language_model
 from halfbyte.converters.onnx.reader import read_graph_model, read_model
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import HalfbyteError, UnsupportedError
 from halfbyte.ir.model import Model
 from halfbyte.quant.plan import apply_plan, make_plan
 from halfbyte.runtime.session import Session
@@ -119,6 +119,32 @@ def test_inputs_outputs_and_opset(flavour, tmp_path):
     assert {node.domain for node in proto.graph.node} == (
         {"", "com.microsoft"} if flavour else {""}
     )
+
+
+def test_a_chosen_opset(tmp_path):
+    model = random_model("llama")
+    write_language_model(model, tmp_path / "m.onnx", WriteOptions(opset=25))
+    proto = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    assert proto.opset_import[0].version == 25
+    with pytest.raises(UnsupportedError, match="opset 21"):
+        write_language_model(model, tmp_path / "n.onnx", WriteOptions(opset=21))
+    assert not (tmp_path / "n.onnx").exists()
+
+
+def test_the_same_model_gives_the_same_files(tmp_path):
+    for name in ("a", "b"):
+        write(quantized(tiny_model("llama"), "Q4_1"), tmp_path / name, "ort")
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_the_profile_of_weights_with_roles():
+    from halfbyte.converters.onnx.profile import profile
+    from halfbyte.ir.encodings import encoding_from_name
+
+    weight = random_model("llama").weights["model.layers.0.self_attn.q_proj.weight"]
+    for name in ("Q4_0", "Q4_1", "Q5_1", "Q8_0", "int4-g32-actorder", "int3-g16", "int4-g128"):
+        assert profile("ort").accepts(weight, encoding_from_name(name)), name
 
 
 def test_the_operators_of_onnxruntime(tmp_path):
