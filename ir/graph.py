@@ -268,7 +268,7 @@ class Graph:
             twins[value] = Value(
                 value.name, value.dtype, value.shape, constant=value.constant, fixed=value.fixed
             )
-        result._names = dict(self._names)
+        result._names = {value.name: 0 for value in twins}  # names of what is gone are free
         result.inputs = [twins[value] for value in self.inputs]
         result._constants = {name: twins[value] for name, value in self._constants.items()}
         for node in self.nodes:

@@ -79,3 +79,20 @@ def test_verify(cli, onnx_file, tmp_path):
 def test_a_cut_file_says_so(fails, onnx_file):
     onnx_file.write_bytes(onnx_file.read_bytes()[:60])
     assert "is cut off" in fails("inspect", onnx_file)
+
+
+def test_written_again_it_is_the_same_file(cli, tmp_path):
+    nodes = [
+        node("MatMul", ["x", "w"], ["y.matmul"], name="MatMul"),
+        node("Add", ["y.matmul", "b"], ["y"], name="Add"),
+    ]
+    stored = [
+        tensor("w", [3, 4], floats(*WEIGHT.ravel().tolist())),
+        tensor("b", [4], floats(1, 2, 3, 4)),
+    ]
+    kinds = [value("x", ("batch", "rows", 3))], [value("y", ("batch", "rows", 4))]
+    paths = [tmp_path / f"{name}.onnx" for name in "abc"]
+    paths[0].write_bytes(model(graph(nodes, stored, *kinds)))
+    for source, target in zip(paths, paths[1:], strict=False):
+        assert cli("convert", source, target).code == 0
+    assert paths[1].read_bytes() == paths[2].read_bytes()
