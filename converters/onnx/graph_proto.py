@@ -119,7 +119,9 @@ class ProtoBuilder:
         if node.domain == HALFBYTE_DOMAIN:
             raise UnsupportedError(f"operator halfbyte.{node.op} in ONNX", f"node {node.label}")
         domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
-        result = onnx.NodeProto(op_type=node.op, domain=domain, name=self._node_name(node))
+        result = onnx.NodeProto(op_type=node.op, name=self._node_name(node))
+        if domain:
+            result.domain = domain
         result.input.extend("" if v is None else names[v] for v in written_inputs(node))
         result.output.extend(_output_names(node, names, results))
         for name, value in node.attributes.items():
