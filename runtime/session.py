@@ -189,7 +189,7 @@ class Session:
         feeds: dict[str, Array] = {}
         symbols: dict[str, int] = {}
         for name, value in self._inputs.items():
-            feeds[name] = given[name] if name in given else self._default(name, given)
+            feeds[name] = given[name] if name in given else self._default(value, given)
             # Files of other tools may use one symbol for different lengths.
             check_dims(value, feeds[name], symbols if self.cache.buffers else {})
             if name in self._limits:
@@ -198,8 +198,11 @@ class Session:
             check_range(OUTPUTS, feeds[OUTPUTS], feeds[TOKEN_IDS].shape[-1])
         return feeds
 
-    def _default(self, name: str, given: Mapping[str, Array]) -> Array:
-        ids = given.get(TOKEN_IDS)
+    def _default(self, value: Value, given: Mapping[str, Array]) -> Array:
+        made = self._made(value.name, given.get(TOKEN_IDS))
+        return converted(value, made)
+
+    def _made(self, name: str, ids: Array | None) -> Array:
         if ids is not None and ids.ndim == 2:
             start, length = self.cache.position, ids.shape[1]
             if name == POSITIONS:

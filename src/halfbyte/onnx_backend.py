@@ -1,6 +1,4 @@
-"""The backend interface of ONNX over our runtime, so that its test suite can run on us.
-
-    python -c "import halfbyte.onnx_backend as b; print(b.run_model(model, [x]))"
+"""The backend interface of ONNX over our runtime, so that anyone can run ONNX's test suite on us.
 
 `prepare`, `run_model`, `run_node`, `supports_device` and `is_compatible` stand at module level.
 """

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx.backend.test import loader
 from onnx.backend.test.case.test_case import TestCase

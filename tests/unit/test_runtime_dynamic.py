@@ -300,6 +300,16 @@ def test_inputs_named_like_those_of_language_models_are_plain() -> None:
         run(graph, {"input_ids": i64(3)})
 
 
+def test_missing_inputs_are_made_in_their_own_dtype() -> None:
+    graph = Graph()
+    ids = take(graph, "input_ids", "int64", ("b", "n"))
+    mask = take(graph, "attention_mask", "int32", ("b", "n"))
+    graph.outputs = [add(graph, "Neg", mask), ids]
+    negative, _ = run(graph, {"input_ids": i64(3, 4)[None]})
+    assert negative.dtype == np.int32
+    assert negative.tolist() == [[-1, -1]]
+
+
 def test_what_does_not_fit_into_memory_is_named() -> None:
     graph = Graph()
     shape = take(graph, "shape", "int64", (2,))
