@@ -336,3 +336,11 @@ def test_bfloat16_keeps_its_bytes(tmp_path: Path) -> None:
     graph.outputs[0].dtype = "bfloat16"
     write_graph(graph, path)
     assert onnx.load(path).graph.initializer[0].raw_data == array.tobytes()
+
+
+def test_a_constant_gets_another_name_only_if_it_is_free() -> None:
+    graph = matmul_graph(normal(4, 4))
+    graph.rename_constant("w", "weight")
+    assert list(graph.constants) == ["weight"]
+    with pytest.raises(ValueError, match="'y' is taken"):
+        graph.rename_constant("weight", "y")
