@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,7 +31,7 @@ import numpy as np
 from halfbyte.converters.native import values
 from halfbyte.converters.onnx.language.builder import Holding
 from halfbyte.converters.onnx.language.weight_form import NIBBLES, SIGNED, form_of, restored
-from halfbyte.errors import FormatError, UnsupportedError
+from halfbyte.errors import FormatError, QuantizationError, UnsupportedError
 from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.encodings.encoding import Array, PartSpec
@@ -243,7 +244,10 @@ class _Reader:
         for entry in table:
             tensor = self._described(entry)
             self.require(tensor.name not in found, f"weight {tensor.name!r} stands twice")
-            found[tensor.name] = self._filled(tensor, entry)
+            try:
+                found[tensor.name] = self._filled(tensor, entry)
+            except QuantizationError as error:
+                raise FormatError(self.where, f"weight {tensor.name!r}: {error.rule}") from error
         return found
 
     def _described(self, entry: Any) -> Tensor:
@@ -289,7 +293,7 @@ class _Reader:
         self.require(held is not None, f"constant {constant!r}, {label}, is missing")
         assert held is not None
         dtype = held.encoding.dtype if isinstance(held.encoding, Dense) else None
-        fits = dtype == spec.dtype and held.size == int(np.prod(spec.shape))
+        fits = dtype == spec.dtype and held.size == math.prod(spec.shape)
         self.require(
             fits,
             f"constant {constant!r} is {held.encoding} {list(held.shape)}, {label} must be "

@@ -7,7 +7,6 @@ of a plain base. Ids come from genai_config.json and the tokenizer from files be
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from halfbyte.converters.onnx.language.pattern import (
     attribute,
 )
 from halfbyte.converters.onnx.messages import GraphMessage, NodeMessage
+from halfbyte.errors import UnsupportedError
 from halfbyte.ir.model import Model
 from halfbyte.ir.roles import Role, WeightKey
 from halfbyte.ir.tensor import Tensor
@@ -52,6 +52,13 @@ def recognise(model: Model, graph: GraphMessage) -> Model:
     Raises:
         NotRecognisedError: the graph is not certain to be a known architecture.
     """
+    try:
+        return _recognised(model, graph)
+    except (IndexError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise NotRecognisedError(f"its nodes lack something ({error!r})") from error
+
+
+def _recognised(model: Model, graph: GraphMessage) -> Model:
     from halfbyte.converters.architectures import get_architecture
 
     path = Path(model.provenance.source)
@@ -331,23 +338,32 @@ def _genai_model(path: Path) -> dict[str, Any]:
 def _with_files(model: Model, path: Path, described: Mapping[str, Any]) -> Model:
     """Return the model with tokenizer and ids from the files beside it."""
     from halfbyte.converters.hugging_face.directory import read_text_files
+    from halfbyte.converters.hugging_face.safetensors import parse_json
 
     files = read_text_files(path.parent)
     generation: dict[str, Any] = {}
-    if "generation_config.json" in files:
-        generation = json.loads(files["generation_config.json"])
+    name = "generation_config.json"
+    if name in files:
+        generation = parse_json(files[name], path.with_name(name), name)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if described.get(key) is not None:
             generation.setdefault(key, described[key])
+    tokenizer, warnings = _tokenizer(files)
     return replace(
         model,
-        tokenizer=_tokenizer(files),
+        tokenizer=tokenizer,
         generation_config=generation,
         metadata={"files": files} if files else {},
+        warnings=(*model.warnings, *warnings),
     )
 
 
-def _tokenizer(files: dict[str, bytes]) -> Tokenizer | None:
+def _tokenizer(files: dict[str, bytes]) -> tuple[Tokenizer | None, tuple[str, ...]]:
     from halfbyte.converters.tokenizers import from_hugging_face
 
-    return from_hugging_face(files) if "tokenizer.json" in files else None
+    if "tokenizer.json" not in files:
+        return None, ()
+    try:
+        return from_hugging_face(files), ()
+    except UnsupportedError as error:
+        return None, (f"tokenizer not read, its files are carried along ({error})",)

@@ -30,11 +30,18 @@ pytestmark = pytest.mark.peer
 
 FLAVOURS = ("", "ort")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
-TYPES = ("", "float16", "Q4_0", "Q4_1", "Q8_0", "int4-g32-asym", "int8")
+TYPES = ("", "float16", "Q4_1", "Q8_0")
 MORE_TYPES = (
-    *("bfloat16", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("bfloat16", "Q4_0", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("int2-g32", "int3-g16", "int4-g128", "int5-g32", "int6-g64", "int7-g32"),
-    *("int4-g32-fzp-f32", "int8-g64-asym", "int4-g32-actorder", "int4-g48"),
+    *(
+        "int8",
+        "int4-g32-asym",
+        "int4-g32-fzp-f32",
+        "int8-g64-asym",
+        "int4-g32-actorder",
+        "int4-g48",
+    ),
 )
 TOLERANCE = 1e-4
 NEAR_TIE = 1e-3  # of the largest logit

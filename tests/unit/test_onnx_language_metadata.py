@@ -95,6 +95,11 @@ def inline(parts: dict[str, Any]) -> Callable[[Props, Any], None]:
     return weights(edit)
 
 
+def uneven(props: Props, proto: Any) -> None:
+    inline({"data": ""})(props, proto)
+    weights(lambda t: entry(t, NORM).update(encoding="Q4_0", shape=[40]))(props, proto)
+
+
 def wider(props: Props, proto: Any) -> None:
     config = json.loads(props["halfbyte.config"])
     props["halfbyte.config"] = json.dumps({**config, "hidden_size": 128})
@@ -150,6 +155,7 @@ CASES: dict[str, tuple[Callable[[Props, Any], None], str]] = {
     "28 a generation config that is none": (
         put("halfbyte.generation_config", "3"), "no JSON object",
     ),
+    "29 rows that do not divide into blocks": (uneven, "do not divide"),
 }  # fmt: skip
 
 

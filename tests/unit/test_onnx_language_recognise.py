@@ -97,3 +97,23 @@ def test_a_norm_of_another_value_is_not_certain(tmp_path):
 
     found = read_model(Crossed(random_model("llama")).save(tmp_path / "model.onnx"))
     assert not found.architecture and found.warnings
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "reason"),
+    [
+        ("Cast", ["logits"], "is made by"),
+        ("MatMul", [], "lack something"),
+        ("MatMul", ["input_ids"], "lack something"),
+        ("Softmax", ["input_ids"], "is made by Softmax"),
+    ],
+)
+def test_odd_graphs_are_told_without_an_endless_search(op, inputs, reason):
+    from halfbyte.converters.onnx.language.pattern import NotRecognisedError
+    from halfbyte.converters.onnx.messages import GraphMessage, NodeMessage
+    from halfbyte.converters.onnx.recognise import recognise
+    from halfbyte.ir.model import Model
+
+    node = NodeMessage(op_type=op, input=inputs, output=["logits"])
+    with pytest.raises(NotRecognisedError, match=reason):
+        recognise(Model({}), GraphMessage(node=[node]))

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from halfbyte.converters.architectures.config import MAX_LAYERS
 from halfbyte.converters.onnx.messages import GraphMessage, NodeMessage
 from halfbyte.ir.tensor import Tensor
 
 PLAIN_NORMS = ("SimplifiedLayerNormalization", "RMSNormalization")
 SKIP_NORM = "SkipSimplifiedLayerNormalization"
 PRODUCTS = ("MatMul", "MatMulNBits")
+LONGEST_CHAIN = 8
 
 
 class NotRecognisedError(Exception):
@@ -89,12 +91,13 @@ class Pattern:
         return NotRecognisedError(what)
 
     def through(self, name: str) -> str:
-        """Return the value behind casts and identities."""
-        while (node := self.producers.get(name)) is not None and node.op_type in (
-            "Cast",
-            "Identity",
-        ):
+        """Return the value behind casts and identities; files may run in circles."""
+        passed = 0
+        while (node := self.producers.get(name)) is not None and passed <= LONGEST_CHAIN:
+            if node.op_type not in ("Cast", "Identity"):
+                break
             name = node.input[0]
+            passed += 1
         return name
 
     def node(self, name: str, what: str) -> NodeMessage:
@@ -174,7 +177,7 @@ class Pattern:
         last = self.norm(head.source, "the output norm")
         layers: list[Layer] = []
         terms = last.terms
-        while len(terms) == 2:
+        while len(terms) == 2 and len(layers) < MAX_LAYERS:
             layer = self._layer(terms)
             layers.append(layer)
             terms = layer.attention_norm.terms
