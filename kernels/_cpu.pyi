@@ -153,3 +153,97 @@ def add_bytes(
     out: NDArray[Any],
     /,
 ) -> None: ...
+
+class ConvWeight:
+    def __init__(self, form: int, weight: NDArray[Any], groups: int, /) -> None: ...
+
+class Convolution:
+    def __init__(
+        self,
+        weight: ConvWeight,
+        bias: NDArray[Any] | None,
+        geometry: list[int],
+        function: int,
+        alpha: float,
+        beta: float,
+    ) -> None: ...
+    def run(self, x: NDArray[Any], residual: NDArray[Any] | None, out: NDArray[Any]) -> None: ...
+
+class PackedMatrix:
+    def __init__(self, matrix: NDArray[Any], b_rows: bool, /) -> None: ...
+
+class Product:
+    def __init__(
+        self,
+        packed: PackedMatrix | None,
+        bias: NDArray[Any] | None,
+        m: int,
+        n: int,
+        k: int,
+        b_rows: bool,
+        a_offsets: list[int],
+        b_offsets: list[int],
+        function: int,
+        alpha: float,
+        beta: float,
+    ) -> None: ...
+    def run(
+        self,
+        a: NDArray[Any],
+        b: NDArray[Any] | None,
+        residual: NDArray[Any] | None,
+        out: NDArray[Any],
+    ) -> None: ...
+
+def recurrent(
+    gru: bool,
+    gates: NDArray[Any],
+    first: PackedMatrix,
+    second: PackedMatrix | None,
+    peepholes: NDArray[Any] | None,
+    h_bias: NDArray[Any] | None,
+    h: NDArray[Any],
+    c: NDArray[Any] | None,
+    y: NDArray[Any] | None,
+    y_offset: int,
+    y_step: int,
+    reverse: bool,
+    linear_before_reset: bool,
+) -> None: ...
+def pool(
+    x: NDArray[Any],
+    window: list[int],
+    row_counts: NDArray[Any] | None,
+    column_counts: NDArray[Any] | None,
+    out: NDArray[Any],
+) -> None: ...
+def unary(
+    function: int, alpha: float, beta: float, x: NDArray[Any], out: NDArray[Any], /
+) -> None: ...
+def binary(op: int, a: NDArray[Any], b: NDArray[Any], out: NDArray[Any], /) -> None: ...
+def reduce(
+    maximum: bool, x: NDArray[Any], n: int, inner: int, divisor: float, out: NDArray[Any], /
+) -> None: ...
+def softmax_axis(x: NDArray[Any], n: int, inner: int, out: NDArray[Any], /) -> None: ...
+def normalize(
+    x: NDArray[Any],
+    n: int,
+    scale: NDArray[Any],
+    shift: NDArray[Any],
+    epsilon: float,
+    function: int,
+    alpha: float,
+    beta: float,
+    out: NDArray[Any],
+    /,
+) -> None: ...
+def resample(
+    x: NDArray[Any],
+    n: int,
+    inner: int,
+    indices: NDArray[Any],
+    weights: NDArray[Any],
+    out: NDArray[Any],
+    /,
+) -> None: ...
+def transpose(x: NDArray[Any], order: list[int], out: NDArray[Any], /) -> None: ...

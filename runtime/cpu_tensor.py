@@ -91,6 +91,23 @@ def bind_binary(backend: CpuBackend, bound: BoundNode) -> Step | None:
     return partial(cpu_nets.binary, BINARY[bound.node.op], a, b, bound.outputs[0].value())
 
 
+def bind_sum(backend: CpuBackend, bound: BoundNode) -> Step | None:
+    """Sum of float32, from left to right."""
+    out = bound.outputs[0]
+    if len(bound.inputs) < 2 or not floats(*bound.inputs, out):
+        return None
+    parts, total = arrays(bound, len(bound.inputs)), out.value()
+    if len(parts) > 2 and parts[0].shape != total.shape:
+        return None
+
+    def step() -> None:
+        cpu_nets.binary("add", parts[0], parts[1], total)
+        for part in parts[2:]:
+            cpu_nets.binary("add", total, part, total)
+
+    return step
+
+
 def bind_power(backend: CpuBackend, bound: BoundNode) -> Step | None:
     """Pow of float32; the common constant exponents without powers."""
     if not floats(*bound.inputs, bound.outputs[0]):
@@ -324,6 +341,7 @@ BINDERS: dict[str, Callable[[Any, BoundNode], Step | None]] = {
     "Slice": bind_slice,
     "Softmax": bind_softmax,
     "Split": bind_split,
+    "Sum": bind_sum,
     "Transpose": bind_transpose,
     "Where": bind_where,
 }

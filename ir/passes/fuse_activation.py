@@ -29,10 +29,10 @@ def is_linear(graph: Graph, node: Node) -> bool:
 
 
 def residual_of(graph: Graph, node: Node) -> tuple[Node, Value] | None:
-    """Return the Add that alone reads a convolution, and its other operand of the same shape."""
+    """Return the sum that alone reads a convolution, and its other operand of the same shape."""
     value = node.outputs[0]
     add = only_reader(graph, value)
-    if add is None or not is_op(add, "Add"):
+    if add is None or not is_op(add, "Add", "Sum") or len(add.inputs) != 2:
         return None
     other, shape = other_input(add, value), full_shape(value)
     if other is None or other is value or other.constant is not None or shape is None:
