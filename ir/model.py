@@ -33,6 +33,7 @@ class Model:
 
     `metadata` holds the container's own key-value data whole (GGUF pairs, the raw config.json under
     "config.json", other text files by file name), `build` makes the graph on first use.
+    `stored_graph` reads the graph that the container itself holds, where `build` makes another.
     """
 
     weights: Mapping[str, Tensor]
@@ -43,6 +44,7 @@ class Model:
     provenance: Provenance = Provenance("", "")
     build: Callable[[Model], Graph] | None = None
     warnings: tuple[str, ...] = ()
+    stored_graph: Callable[[], Graph] | None = None
     _graph: list[Graph] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -78,4 +80,4 @@ class Model:
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> Model:
         """Return the model over other weights; its graph is built anew."""
-        return replace(self, weights=dict(weights), _graph=[])
+        return replace(self, weights=dict(weights), stored_graph=None, _graph=[])

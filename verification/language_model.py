@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import HalfbyteError
-from halfbyte.runtime.session import Session
 from halfbyte.verification.metrics import agreement, kl_divergence, perplexity, probability_change
 from halfbyte.verification.metrics.log_probabilities import (
     STORED_RANGE,
@@ -23,6 +22,7 @@ from halfbyte.verification.metrics.log_probabilities import (
     row_blocks,
     stored_log_probabilities,
 )
+from halfbyte.verification.stored_graph import Runnable
 
 Progress = Callable[[int], None]
 
@@ -97,8 +97,8 @@ def chunk_tokens(
 
 
 def compare(
-    reference: Session,
-    candidate: Session,
+    reference: Runnable,
+    candidate: Runnable,
     chunks: NDArray[np.int64],
     progress: Progress | None = None,
     storage: str = "exact",

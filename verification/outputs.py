@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.ir.graph import Graph
-from halfbyte.runtime.session import Session
 from halfbyte.verification.metrics import output_error
+from halfbyte.verification.stored_graph import Runnable
 
 RANDOM_SEED = 20240229
 SYMBOL_SIZE = 8
@@ -37,7 +37,7 @@ def random_inputs(graph: Graph, batches: int = 4) -> list[dict[str, NDArray[Any]
 
 
 def compare(
-    reference: Session, candidate: Session, batches: Iterable[Arrays]
+    reference: Runnable, candidate: Runnable, batches: Iterable[Arrays]
 ) -> list[dict[str, Any]]:
     """Return name, cosine, max_abs_error and max_rel_error of each output over all batches.
 

@@ -8,6 +8,8 @@ any file can be inspected.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def read_model(path: Path) -> Model:
             buffer, message = parse(path, data)
             found = language_model(buffer, message)
             if isinstance(found, Model):
-                return found
+                return replace(found, stored_graph=partial(_stored_graph, path))
             return with_reason(_model(buffer, message), found)
     except RecursionError as error:
         raise FormatError(path, "nests graphs or calls too deep; simplify the model") from error
@@ -65,6 +67,10 @@ def read_graph_model(path: Path) -> Model:
     """
     with mapped(path) as data:
         return _model(*parse(path, data))
+
+
+def _stored_graph(path: Path) -> Graph:
+    return read_graph_model(path).graph
 
 
 def read_checksums(path: Path) -> dict[str, str]:

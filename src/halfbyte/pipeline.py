@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from halfbyte.runtime.session import Session
     from halfbyte.verification.inspection import Inspection
     from halfbyte.verification.report import VerifyReport
+    from halfbyte.verification.stored_graph import Runnable
 
 
 def resolve(source: str | Path, revision: str = "", allow_pickle: bool = True) -> Path:
@@ -114,6 +115,20 @@ def session(
     return Session(model, device=device, compute=compute, threads=threads or available_threads())
 
 
+def judged(model: Model, *, device: str, compute: str, threads: int) -> Runnable:
+    """Return what runs the graph that a model's file holds, if it holds one, else `session`."""
+    from halfbyte.runtime.session import OUTPUTS, Session
+    from halfbyte.verification.stored_graph import StoredGraph
+
+    if model.stored_graph is None:
+        return session(model, device=device, compute=compute, threads=threads)
+    held = Session(
+        model.stored_graph(), device=device, compute=compute, threads=threads or available_threads()
+    )
+    is_language_model = any(value.name == OUTPUTS for value in model.graph.inputs)
+    return StoredGraph(held) if is_language_model else held
+
+
 def verify(
     reference: str | Path,
     candidate: str | Path,
@@ -145,7 +160,9 @@ def verify(
 
     started = time.perf_counter()
     models = [open(path, allow_pickle=allow_pickle) for path in (reference, candidate)]
-    first, second = (session(m, device=device, compute=compute, threads=threads) for m in models)
+    first, second = (
+        judged(model, device=device, compute=compute, threads=threads) for model in models
+    )
     inputs = evaluation_data(models[0], models[1], data)
     require_figures(limits or {}, of_outputs=bool(inputs.batches))
     figures: dict[str, float] = {}
