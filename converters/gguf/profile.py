@@ -8,8 +8,10 @@ from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.profile import nearest_first, stays_float
 from halfbyte.ir.tensor import Tensor
 
-WEIGHT_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
-WEIGHT_TYPES += ("Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K")
+WEIGHT_TYPES = (
+    *("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"),
+    *("Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"),
+)
 
 
 class GgufProfile:

@@ -34,7 +34,8 @@ def put_two_bits(codes: Codes) -> Bytes:
     """Return the 64 bytes per block that `two_bits` reads."""
     quarters = codes.astype(np.uint8).reshape(-1, 2, 4, 32)
     shifted = quarters << np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
-    return np.bitwise_or.reduce(shifted, axis=2).reshape(-1, 64)
+    packed: Bytes = np.bitwise_or.reduce(shifted, axis=2).reshape(-1, 64)
+    return packed
 
 
 def nibbles(data: Bytes) -> Codes:
@@ -46,7 +47,8 @@ def nibbles(data: Bytes) -> Codes:
 def put_nibbles(codes: Codes) -> Bytes:
     """Return the 128 bytes per block that `nibbles` reads."""
     pairs = codes.astype(np.uint8).reshape(-1, 4, 2, 32)
-    return (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).reshape(-1, 128)
+    packed: Bytes = pairs[:, :, 0] | (pairs[:, :, 1] << np.uint8(4))
+    return packed.reshape(-1, 128)
 
 
 def single_bits(data: Bytes) -> Codes:
@@ -58,7 +60,8 @@ def single_bits(data: Bytes) -> Codes:
 def put_single_bits(bits: Codes) -> Bytes:
     """Return the 32 bytes per block that `single_bits` reads."""
     shifted = bits.astype(np.uint8).reshape(-1, 8, 32) << np.arange(8, dtype=np.uint8)[:, None]
-    return np.bitwise_or.reduce(shifted, axis=1)
+    packed: Bytes = np.bitwise_or.reduce(shifted, axis=1)
+    return packed
 
 
 def six_bits(low: Bytes, high: Bytes) -> Codes:
@@ -78,10 +81,11 @@ def put_six_bits(codes: Codes) -> tuple[Bytes, Bytes]:
     """Return the 128 low and 64 high bytes per block that `six_bits` reads."""
     short = codes.astype(np.uint8).reshape(-1, 2, 128)
     bottom = short & 15
-    low = bottom[:, :, :64] | (bottom[:, :, 64:] << 4)
+    low: Bytes = bottom[:, :, :64] | (bottom[:, :, 64:] << np.uint8(4))
     tops = (short >> 4).reshape(-1, 2, 4, 32)
     high = tops << np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
-    return low.reshape(-1, 128), np.bitwise_or.reduce(high, axis=2).reshape(-1, 64)
+    packed: Bytes = np.bitwise_or.reduce(high, axis=2)
+    return low.reshape(-1, 128), packed.reshape(-1, 64)
 
 
 def scales_and_minimums(packed: Bytes) -> tuple[Codes, Codes]:
@@ -105,7 +109,8 @@ def sixteen_scales(packed: Bytes) -> Codes:
     """Return 16 scales of 6 bits, 0..63, from the 12 bytes of Q3_K."""
     low = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
     top = packed[:, None, 8:] >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 4, 1)
-    return (low | ((top & 3).reshape(-1, 16) << 4)).astype(np.int32)
+    whole: Codes = (low | ((top & 3).reshape(-1, 16) << 4)).astype(np.int32)
+    return whole
 
 
 def put_sixteen_scales(scale: Codes) -> Bytes:

@@ -63,7 +63,8 @@ class Descent:
         self.codes[i] = np.where(better, new, self.codes[i])
         self.sum_lx = np.where(better, lx, self.sum_lx)
         self.sum_l2 = np.where(better, l2, self.sum_l2)
-        return better
+        moved: NDArray[np.bool_] = better
+        return moved
 
     @property
     def scale(self) -> Float:
