@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,9 +80,7 @@ def make_direction(backend: CpuBackend, bound: BoundNode, index: int) -> Directi
         backend.packed.get(
             recurrence,
             (index, start),
-            lambda start=start, stop=stop: cpu_nets.PackedMatrix(
-                contiguous(recurrence[index, start:stop]), True
-            ),
+            partial(cpu_nets.PackedMatrix, contiguous(recurrence[index, start:stop]), True),
         )
         for start, stop in ((0, split), (split, rows))
         if stop > start
