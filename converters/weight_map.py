@@ -10,15 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from halfbyte.converters.architectures.architecture import Architecture
 from halfbyte.converters.architectures.config import WHERE
 from halfbyte.errors import FormatError, UnsupportedError
-from halfbyte.ir.encodings.encoding import Array
 from halfbyte.ir.model import Model
 from halfbyte.ir.roles import WeightKey
-from halfbyte.ir.tensor import Part, Tensor
+from halfbyte.ir.tensor import Tensor
+from halfbyte.ir.transposed import transposed
 
 
 @dataclass(frozen=True)
@@ -62,36 +60,13 @@ def names_by_key(architecture: Architecture, config: Mapping[str, Any]) -> dict[
     return {key: name for name, key in architecture.hugging_face_names(config).items()}
 
 
-@dataclass(frozen=True)
-class TransposedPart:
-    """A matrix part seen with rows and columns exchanged."""
-
-    source: Part
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Return the element type."""
-        return self.source.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Return (columns, rows) of the source."""
-        return self.source.shape[::-1]
-
-    def read(self, start: int = 0, stop: int | None = None) -> Array:
-        """Return rows [start, stop), contiguous."""
-        return np.ascontiguousarray(self.source.read()[:, start:stop].T)
-
-
 def _transposed(tensor: Tensor) -> Tensor:
     if tensor.encoding.is_quantized or len(tensor.shape) != 2:
         raise UnsupportedError(
             f"transposing {tensor.name!r} ({tensor.encoding}, shape {list(tensor.shape)})",
             tensor.name, ("dense matrices",), "convert it to a dense type first",
         )  # fmt: skip
-    part = tensor.parts["data"]
-    turned = part.source if isinstance(part, TransposedPart) else TransposedPart(part)
-    return replace(tensor, shape=tensor.shape[::-1], parts={"data": turned})
+    return transposed(tensor)
 
 
 def to_canonical(tensor: Tensor, architecture: Architecture) -> Tensor:

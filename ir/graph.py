@@ -12,6 +12,7 @@ Constants are not captured: each graph holds the tensors that it reads.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,8 @@ from halfbyte.ir.tensor import Tensor
 ONNX_DOMAIN = ""
 HALFBYTE_DOMAIN = "halfbyte"
 CANONICAL_OPSET = 28
+# How far around its expected place a node is looked for, before the whole graph is searched.
+REACHES = (16, 1024)
 
 Dim = int | str
 
@@ -39,7 +42,7 @@ class Value:
     producer: Node | None = field(default=None, repr=False)
     constant: Tensor | None = field(default=None, repr=False)
     fixed: bool = False
-    _uses: list[tuple[Node, int]] = field(default_factory=list, repr=False)
+    _uses: dict[tuple[Node, int], None] = field(default_factory=dict, repr=False)
 
     @property
     def uses(self) -> tuple[tuple[Node, int], ...]:
@@ -68,6 +71,7 @@ class Node:
     since_version: int = 1
     layer: int | None = None
     origin: Origin | None = None
+    _place: int = field(default=0, init=False, repr=False)
 
     @property
     def label(self) -> str:
@@ -104,6 +108,7 @@ class Graph:
     opset: int = CANONICAL_OPSET
     _constants: dict[str, Value] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict, repr=False)
+    _drift: int = field(default=0, init=False, repr=False)
 
     @property
     def constants(self) -> dict[str, Tensor]:
@@ -196,12 +201,30 @@ class Graph:
         """Insert a complete node at the end or before another, linking producer and uses."""
         for index, value in enumerate(node.inputs):
             if value is not None:
-                value._uses.append((node, index))
+                value._uses[node, index] = None
         for value in node.outputs:
             value.producer = node
-        position = len(self.nodes) if before is None else self.nodes.index(before)
+        position = len(self.nodes) if before is None else self._position(before)
+        node._place = position - self._drift
         self.nodes.insert(position, node)
         return node
+
+    def _position(self, node: Node) -> int:
+        """Return the index of a node: near its old one, moved as far as the last one found was.
+
+        Raises:
+            ValueError: the graph does not hold the node.
+        """
+        guess = node._place + self._drift
+        for reach in REACHES:
+            span = max(0, guess - reach), max(0, guess + reach + 1)
+            with contextlib.suppress(ValueError):
+                found = self.nodes.index(node, *span)
+                break
+        else:
+            found = self.nodes.index(node)
+        self._drift = found - node._place
+        return found
 
     def remove(self, node: Node) -> None:
         """Remove a node whose outputs are unused.
@@ -212,13 +235,14 @@ class Graph:
         for value in node.outputs:
             if value.uses or value in self.outputs:
                 raise ValueError(f"{node.label} is still used")
+        position = self._position(node)
         self._unlink(node)
-        self.nodes.remove(node)
+        del self.nodes[position]
 
     def _unlink(self, node: Node) -> None:
         for index, value in enumerate(node.inputs):
             if value is not None:
-                value._uses.remove((node, index))
+                del value._uses[node, index]
         for value in node.outputs:
             value.producer = None
 
@@ -226,10 +250,10 @@ class Graph:
         """Exchange one input of a node."""
         old = node.inputs[index]
         if old is not None:
-            old._uses.remove((node, index))
+            del old._uses[node, index]
         node.inputs[index] = value
         if value is not None:
-            value._uses.append((node, index))
+            value._uses[node, index] = None
 
     def replace_all_uses(self, old: Value, new: Value) -> None:
         """Let every reader of `old`, graph outputs included, read `new`."""

@@ -23,9 +23,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from halfbyte.converters.hugging_face.safetensors import CODES, DTYPES, MAX_DIMENSIONS
-from halfbyte.converters.weight_map import TransposedPart
 from halfbyte.errors import FormatError, HalfbyteError, UnsupportedError
 from halfbyte.ir.tensor import FilePart, Part, rows_and_columns
+from halfbyte.ir.transposed import TransposedPart
 
 MAX_PICKLE_BYTES = 32 << 20
 MAX_ENTRIES = 1 << 20

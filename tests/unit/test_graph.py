@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -147,7 +148,7 @@ def lost_use(graph: Graph) -> None:
 
 
 def invented_use(graph: Graph) -> None:
-    graph.inputs[0]._uses.append((graph.nodes[1], 0))
+    graph.inputs[0]._uses[graph.nodes[1], 0] = None
 
 
 def wrong_producer(graph: Graph) -> None:
@@ -263,3 +264,49 @@ def test_encoded_constant_needs_no_dtype_of_its_own() -> None:
     assert w.dtype == "float32"
     graph.outputs.append(graph.add("Linear", [x, w], domain="halfbyte"))
     check(graph)
+
+
+def chain(length: int) -> Graph:
+    graph = Graph()
+    value = graph.add_input("x", "float32", (2,))
+    for index in range(length):
+        value = graph.add("Neg", [value], name=f"v{index}", dtype="float32", shape=(2,))
+    graph.outputs = [value]
+    return graph
+
+
+@pytest.mark.parametrize("order", ["forwards", "backwards", "shuffled"])
+def test_edits_find_their_place_wherever_earlier_ones_were(order: str) -> None:
+    graph = chain(6000)
+    expected = list(graph.nodes)
+    targets = expected[::2]
+    if order == "backwards":
+        targets.reverse()
+    elif order == "shuffled":
+        random.Random(1).shuffle(targets)
+    for count, node in enumerate(targets):
+        source = node.inputs[0]
+        at = expected.index(node)
+        if count % 3 == 0:
+            extra = Node("Abs", [source], [Value(f"e{count}", "float32", (2,))])
+            graph.insert(extra, before=node)
+            graph.set_input(node, 0, extra.outputs[0])
+            expected.insert(at, extra)
+        elif source is not None:
+            graph.replace_all_uses(node.outputs[0], source)
+            graph.remove(node)
+            del expected[at]
+    assert graph.nodes == expected
+    check(graph)
+
+
+def test_editing_at_a_node_that_is_gone() -> None:
+    graph = chain(3)
+    node = graph.nodes[1]
+    assert node.inputs[0] is not None
+    graph.replace_all_uses(node.outputs[0], node.inputs[0])
+    graph.remove(node)
+    with pytest.raises(ValueError, match="not in list"):
+        graph.remove(node)
+    with pytest.raises(ValueError, match="not in list"):
+        graph.insert(Node("Abs", [graph.inputs[0]], [Value("late")]), before=node)
