@@ -180,7 +180,7 @@ def bind_softmax(backend: CpuBackend, bound: BoundNode) -> Step | None:
     x = arrays(bound, 1)[0]
     n, inner = softmax_parts(out.shape, bound.attributes["axis"])
     if inner == 1:
-        return partial(cpu.softmax, x, out.value())
+        return partial(cpu.softmax, x.reshape(-1, n), out.value().reshape(-1, n))
     return partial(cpu_nets.softmax_axis, x, n, inner, out.value())
 
 

@@ -124,6 +124,7 @@ def softmax_cases() -> list[Case]:
     return [
         Case("last", [normal(21, 2, 3, 7)]),
         Case("first", [normal(21, 2, 3, 7) * 50], {"axis": 0}),
+        Case("before one", [normal(21, 4, 3, 1)], {"axis": -2}),
     ]
 
 
