@@ -98,7 +98,7 @@ def test_grey_map() -> None:
 
 def test_other_formats_need_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(UnsupportedError, match="install Pillow"):
+    with pytest.raises(UnsupportedError, match=r"install halfbyte\[images\]"):
         decoded(b"\x89PNG\r\n\x1a\n")
     for cut in (b"P6 2 2 255\nxx", b"P6 2", b"P6 2 2 65535\nxx", bitmap(PIXELS, 24, True)[:60]):
         with pytest.raises(UnsupportedError, match="ImageDecoder"):
