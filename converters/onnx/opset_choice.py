@@ -146,7 +146,7 @@ def _means_the_same(node: Node, spec: OpSpec, schema: Any) -> bool:
     given = {n: v for n, v in node.attributes.items() if v is not None}
     kept = {n: v for n, v in given.items() if n in older.attributes}
     graph = Graph()
-    inputs = [None if v is None else replace(v, producer=None, _uses=[]) for v in node.inputs]
+    inputs = [None if v is None else replace(v, producer=None, _uses={}) for v in node.inputs]
     outputs = [Value(v.name, v.dtype, v.shape) for v in node.outputs]
     twin = Node(node.op, list(inputs), outputs, kept, node.domain, schema.since_version)
     graph.insert(twin)
