@@ -174,6 +174,24 @@ def test_left_padding_of_the_standard_flavour(architecture, tmp_path):
         np.testing.assert_allclose(last[row, 0], alone[-1], rtol=0, atol=limit)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_right_padding_of_the_ort_flavour(architecture, tmp_path):
+    model = random_model(architecture)
+    write_language_model(model, tmp_path / "m.onnx", WriteOptions(flavour="ort"))
+    ids = np.random.default_rng(7).integers(0, 128, (2, 10))
+    mask = np.ones((2, 9), np.int64)
+    mask[1, 5:] = 0
+    decoder = Decoder(tmp_path / "m.onnx", 2)
+    found = decoder.step(ids[:, :9], mask)
+    last = decoder.step(ids[:, 9:])
+    for row, length in ((0, 9), (1, 5)):
+        own = np.append(ids[row, :length], ids[row, 9])[None]
+        alone = Session(model).run({"input_ids": own})["logits"][0]
+        limit = TOLERANCE * np.abs(alone).max()
+        np.testing.assert_allclose(found[row, :length], alone[:-1], rtol=0, atol=limit)
+        np.testing.assert_allclose(last[row, 0], alone[-1], rtol=0, atol=limit)
+
+
 @pytest.fixture(scope="module", params=FLAVOURS, ids=["standard", "ort"])
 def smollm2(request, tmp_path_factory) -> Path:
     source = require_model("smollm2")

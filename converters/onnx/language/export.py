@@ -29,7 +29,8 @@ def export_graph(model: Model, flavour: str = STANDARD) -> Export:
 
     Inputs: input_ids, attention_mask [batch, past + sequence], position_ids where the graph needs
     it, past_key_values.N.key and .value. Outputs: logits of every position, present.N.key and
-    .value. An encoder keeps its inputs and outputs.
+    .value. An encoder keeps its inputs and outputs. Shorter texts of a batch are padded on the left
+    in the standard flavour, on the right for onnxruntime, whose attention counts tokens.
 
     Raises:
         UnsupportedError: an operator or encoding has no form in ONNX.
