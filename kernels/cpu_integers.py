@@ -86,6 +86,33 @@ class _Sums:
         return offset
 
 
+def pairs_that_saturate(rows: NDArray[np.int8]) -> NDArray[np.int16]:
+    """Return [rows, depth / 2]: by how much neighbours of one sign pass 128 together."""
+    pairs = rows.reshape(len(rows), -1, 2).astype(np.int16)
+    over = np.maximum(np.maximum(pairs, 0).sum(axis=2) - 128, 0)
+    under = np.minimum(np.minimum(pairs, 0).sum(axis=2) + 128, 0)
+    return np.asarray(over + under, np.int16)
+
+
+def split_rows(rows: NDArray[np.int8]) -> tuple[NDArray[np.int8], Int32 | None, Int32 | None]:
+    """Return rows [n, depth] of which no pair passes 128, and what that leaves over.
+
+    The rest: entries [start[row], start[row + 1]) of (place in the depth, four weights).
+    """
+    excess = pairs_that_saturate(rows) if native().integers_saturate() else np.zeros(0)
+    if not excess.any():
+        return rows, None, None
+    pairs = rows.reshape(len(rows), -1, 2)
+    second = (pairs[..., 1] > pairs[..., 0]) == (excess > 0)
+    rest = np.stack([np.where(second, 0, excess), np.where(second, excess, 0)], axis=2)
+    rest = rest.astype(np.int8).reshape(rows.shape)
+    words = rest.reshape(len(rows), -1, ALIGN).view(np.int32)[..., 0]
+    row, place = np.nonzero(words)
+    start = np.searchsorted(row, np.arange(len(rows) + 1)).astype(np.int32)
+    entries = np.stack([place * ALIGN, words[row, place]], axis=1).astype(np.int32)
+    return rows - rest, start, np.ascontiguousarray(entries)
+
+
 class ByteProduct:
     """A constant matrix of bytes packed for products with rows of bytes.
 
@@ -105,7 +132,10 @@ class ByteProduct:
         panel = int(native().integer_panel())
         self._packed = np.empty(-(-self.n // panel) * panel * self.depth, np.uint8)
         native().pack_bytes(unsigned(weight), self.n, self.k, rows, self._packed)
-        self._sums = _Sums(weight if rows else np.ascontiguousarray(weight.T), weight_zero)
+        columns = weight if rows else np.ascontiguousarray(weight.T)
+        self._sums = _Sums(columns, weight_zero)
+        even = np.pad(columns, [(0, 0), (0, self.k % 2)])
+        self._narrow = not (native().integers_saturate() and pairs_that_saturate(even).any())
         self._zero = self._sums.native_zero()
 
     def __call__(
@@ -131,6 +161,7 @@ class ByteProduct:
             rows,
             self._packed,
             self.n,
+            self._narrow,
             offset,
             self._zero,
             finish.scale,
@@ -154,6 +185,21 @@ class Geometry:
     groups: int = 1
 
 
+def filter_rows(weight: NDArray[np.int8], by_taps: bool) -> NDArray[np.int8]:
+    """Return filters [out, in, kh, kw] as rows of fours, 0 where they fill up.
+
+    A four holds neighbouring taps of one channel, or one tap of four channels.
+    """
+    rows, channels, height, width = weight.shape
+    if by_taps:
+        padded = np.pad(weight, [(0, 0), (0, 0), (0, 0), (0, -width % ALIGN)])
+    else:
+        whole = np.pad(weight, [(0, 0), (0, -channels % ALIGN), (0, 0), (0, 0)])
+        fours = whole.reshape(rows, -1, ALIGN, height, width)
+        padded = np.moveaxis(fours, 2, -1)
+    return np.ascontiguousarray(padded).reshape(rows, -1)
+
+
 class ByteConvolution:
     """Constant filters of bytes: weight [out, in of a group, kh, kw] int8, weight_zero [out]."""
 
@@ -167,14 +213,16 @@ class ByteConvolution:
         rows = np.ascontiguousarray(weight).reshape(weight.shape[0], -1)
         self._sums = _Sums(rows, weight_zero)
         self._zero = self._sums.native_zero()
-        self._weight = unsigned(rows)
-        if weight.shape[1] != 1:
-            depth = -(-rows.shape[1] // ALIGN) * ALIGN
-            padded = np.zeros((len(rows), depth), np.uint8)
-            padded[:, : rows.shape[1]] = unsigned(rows)
-            step = int(native().integer_row_step())
-            self._weight = np.empty((len(rows), depth // ALIGN * step), np.uint8)
-            native().spread_bytes(padded, self._weight)
+        depthwise = weight.shape[1] == 1 and geometry.groups > 1
+        by_taps = not depthwise and weight.shape[1] < ALIGN and geometry.dilations[1] == 1
+        if depthwise:
+            self._filters = [unsigned(rows), None, None, None, False, True]
+            return
+        laid, start, rest = split_rows(filter_rows(weight, by_taps))
+        ones = None
+        if self._zero is not None:
+            ones = unsigned(filter_rows(np.ones_like(weight[:1]), by_taps))
+        self._filters = [unsigned(laid), start, rest, ones, by_taps, False]
 
     def __call__(
         self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None
@@ -187,7 +235,7 @@ class ByteConvolution:
             unsigned(x),
             signed,
             byte_zero,
-            self._weight,
+            self._filters,
             self._sums.offset(byte_zero, bias),
             self._zero,
             finish.scale,
@@ -257,4 +305,10 @@ def add(
         signed,
         memory,
     )
+    return out
+
+
+def look_up(table: Bytes, x: Bytes, out: Bytes) -> Bytes:
+    """Write table[x] into out; entry i of the table is of the byte that lies as i."""
+    native().look_up_bytes(unsigned(table), unsigned(x), out.view(np.uint8))
     return out

@@ -57,16 +57,7 @@ void pack_b(nb::object b, int64_t n, int64_t k, bool b_rows, nb::object out) {
     integers().pack_b(source.data<const int8_t>(), n, k, depth, b_rows, target.data<int8_t>());
 }
 
-// Signed rows [rows, depth], depth a multiple of 4, as the convolution reads them.
-void spread_bytes(nb::object rows, nb::object out) {
-    const Array source("spread_bytes", "rows", rows, "B");
-    const Array target("spread_bytes", "out", out, "B", true);
-    require_size("spread_bytes", "out", target, source.size() / 4 * integers().row_step);
-    integers().spread_rows(source.data<const uint8_t>(), source.size(), true,
-                           target.data<uint8_t>());
-}
-
-void byte_product(nb::object a, nb::object b, int64_t n, nb::object offset, nb::object weight_zero,
+void byte_product(nb::object a, nb::object b, int64_t n, bool narrow, nb::object offset, nb::object weight_zero,
                   nb::object scale, nb::object shift, float low, float high, int zero,
                   bool is_signed, int kind, nb::object out) {
     const char* where = "byte_product";
@@ -80,6 +71,7 @@ void byte_product(nb::object a, nb::object b, int64_t n, nb::object offset, nb::
     job.b = right.data<const int8_t>();
     job.m = left.shape(0);
     job.n = n;
+    job.narrow = narrow;
     job.depth = left.shape(1);
     const int64_t panel = integers().panel;
     require_size(where, "b", right, round_up(n, panel) * job.depth);
@@ -120,47 +112,104 @@ ByteConvJob conv_job(const char* where, nb::sequence sizes) {
     return job;
 }
 
-void byte_conv(nb::object x, bool x_signed, int x_zero, nb::object weight, nb::object offset,
+// Pixels and channels per task. Weights are read once for each tile of pixels, pixels gathered
+// once for each part of the channels.
+void split_conv(ByteConvJob& job) {
+    const int64_t panel = integers().panel, channels = job.out_channels / job.groups;
+    const int64_t panels = (job.oh * job.ow + panel - 1) / panel, images = job.batch * job.groups;
+    const int64_t threads = thread_count();
+    const int64_t wanted = threads == 1 ? 1 : std::max<int64_t>(1, 4 * threads / images);
+    const int64_t parts = panels >= 2 * wanted ? 1 : std::min(wanted, (channels + 31) / 32);
+    const int64_t tiles = std::min(panels, std::max<int64_t>(1, wanted / parts));
+    job.columns = (panels + tiles - 1) / tiles * panel;
+    job.rows = round_up((channels + parts - 1) / parts, 8);
+}
+
+// Take the weights and, where they have any, what they leave to a second multiply-add.
+struct Filters {
+    Array weight, start, rest, ones;
+
+    Filters(const char* where, nb::sequence given)
+        : weight(where, "weight", given[0], "B"),
+          start(optional_array(where, "rest_start", given[1], "i")),
+          rest(optional_array(where, "rest", given[2], "i")),
+          ones(optional_array(where, "ones", given[3], "B")) {}
+
+    void put(const char* where, ByteConvJob& job) const {
+        require_size(where, "weight", weight, job.out_channels * job.depth);
+        job.weight = weight.data<const int8_t>();
+        if (start.present()) {
+            require_size(where, "rest_start", start, job.out_channels + 1);
+            job.rest_start = start.data<const int32_t>();
+            job.rest = rest.data<const int32_t>();
+        }
+        if (job.weight_zero) {
+            require_size(where, "ones", ones, job.depth);
+            job.ones = ones.data<const uint8_t>();
+        }
+    }
+};
+
+// The input as the kernels gather it, four bytes a word.
+void spread_input(ByteConvJob& job) {
+    constexpr int64_t kSlack = 64;
+    job.down = (job.oh - 1) * job.stride_h + (job.kh - 1) * job.dilation_h + 1;
+    job.across = (job.ow - 1) * job.stride_w + (job.kw - 1) * job.dilation_w + 1;
+    const int64_t tasks = job.batch * job.groups * job.planes;
+    const int64_t bytes = tasks * job.down * job.across * (job.by_taps ? 1 : 4);
+    job.spread = static_cast<uint8_t*>(thread_scratch(Scratch::packed, bytes + kSlack));
+    parallel_if_worth(bytes * 16, tasks,
+                      [&](int64_t task) { integers().conv_input_task(job, task); });
+}
+
+void run_conv(ByteConvJob& job, bool depthwise) {
+    const nb::gil_scoped_release release;
+    const int64_t operations = 2 * job.batch * job.out_channels * job.oh * job.ow * job.depth;
+    if (depthwise) {
+        return parallel_if_worth(operations, job.batch * job.out_channels, [&](int64_t task) {
+            integers().depthwise_task(job, task);
+        });
+    }
+    spread_input(job);
+    split_conv(job);
+    const int64_t channels = job.out_channels / job.groups, pixels = job.oh * job.ow;
+    const int64_t tasks = (channels + job.rows - 1) / job.rows *
+                          ((pixels + job.columns - 1) / job.columns) * job.batch * job.groups;
+    parallel_if_worth(operations / 4, tasks,
+                      [&](int64_t task) { integers().conv_task(job, task); });
+}
+
+// filters: weight, rest_start, rest, ones, whether they lie by taps, whether depthwise.
+void byte_conv(nb::object x, bool x_signed, int x_zero, nb::sequence filters, nb::object offset,
                nb::object weight_zero, nb::object scale, nb::object shift, float low, float high,
                int zero, bool is_signed, int kind, nb::sequence sizes, nb::object out) {
     const char* where = "byte_conv";
     ByteConvJob job = conv_job(where, sizes);
-    const Array source(where, "x", x, "B"), filter(where, "weight", weight, "B");
+    const Array source(where, "x", x, "B");
     const Finish finish(where, offset, weight_zero, scale, shift, low, high, zero, is_signed, out,
                         kind, job.out_channels);
-    const int64_t in_group = job.in_channels / job.groups, taps = job.kh * job.kw;
-    const bool depthwise = in_group == 1;
-    job.depth = depthwise ? taps : round_up(in_group * taps, 4);
+    const int64_t in_group = job.in_channels / job.groups;
+    job.by_taps = nb::cast<bool>(filters[4]);
+    const bool depthwise = nb::cast<bool>(filters[5]);
+    if ((depthwise && in_group != 1) || (job.by_taps && job.dilation_w != 1))
+        reject(where, "the filters do not lie as their kind requires");
+    job.planes = job.by_taps ? in_group : (in_group + 3) / 4;
+    job.depth = depthwise     ? job.kh * job.kw
+                : job.by_taps ? in_group * job.kh * round_up(job.kw, 4)
+                              : job.planes * 4 * job.kh * job.kw;
     require_size(where, "x", source, job.batch * job.in_channels * job.h * job.w);
-    const int64_t stored = depthwise ? taps : job.depth / 4 * integers().row_step;
-    require_size(where, "weight", filter, job.out_channels * stored);
     require_size(where, "out", finish.out, job.batch * job.out_channels * job.oh * job.ow);
     job.x = source.data<const uint8_t>();
     job.x_flip = x_signed ? 0x80 : 0;
     job.x_zero = static_cast<uint8_t>(x_zero);
-    job.weight = filter.data<const int8_t>();
     job.offset = finish.offset.data<const int32_t>();
     job.weight_zero = finish.zeros();
     job.finish = finish.plain;
-    if (finish.out.size() == 0) return;
-    const nb::gil_scoped_release release;
-    if (depthwise) {
-        parallel(job.batch * job.out_channels,
-                 [&](int64_t task) { integers().depthwise_task(job, task); });
-        return;
-    }
-    const int64_t panel = integers().panel, channels = job.out_channels / job.groups;
-    const int64_t panels = (job.oh * job.ow + panel - 1) / panel, wanted = 4 * thread_count();
-    const int64_t images = job.batch * job.groups;
-    const int64_t per_task = std::max<int64_t>(1, panels * images / wanted);
-    job.columns = std::min(panels, per_task) * panel;
-    const int64_t tiles = (panels * panel + job.columns - 1) / job.columns * images;
-    const int64_t parts = std::max<int64_t>(1, std::min(wanted / tiles, channels / 48));
-    job.rows = round_up((channels + parts - 1) / parts, 6);
-    const int64_t pixels = job.oh * job.ow;
-    const int64_t tasks =
-        (channels + job.rows - 1) / job.rows * ((pixels + job.columns - 1) / job.columns) * images;
-    parallel(tasks, [&](int64_t task) { integers().conv_task(job, task); });
+    const Filters held(where, filters);
+    if (depthwise) job.weight_zero = nullptr;
+    held.put(where, job);
+    job.weight_zero = finish.zeros();
+    if (finish.out.size()) run_conv(job, depthwise);
 }
 
 template <class Function>
@@ -223,26 +272,39 @@ void add_bytes(nb::object a, nb::object b, bool a_signed, bool b_signed, float s
     });
 }
 
+// out[i] = table[x[i]]; the table has 256 bytes.
+void look_up(nb::object table, nb::object x, nb::object out) {
+    const char* where = "look_up_bytes";
+    const Array held(where, "table", table, "B"), source(where, "x", x, "B");
+    const Array target(where, "out", out, "B", true);
+    require_size(where, "table", held, 256);
+    require_size(where, "out", target, source.size());
+    in_pieces(source.size(), [&](int64_t first, int64_t count) {
+        integers().look_up(held.data<const uint8_t>(), source.data<const uint8_t>() + first, count,
+                           target.data<uint8_t>() + first);
+    });
+}
+
 }  // namespace
 
 void bind_integers(nb::module_& m) {
     m.def("integer_panel", [] { return integers().panel; });
     m.def("integer_shift", [] { return integers().shift; });
-    m.def("integer_row_step", [] { return integers().row_step; });
+    m.def("integers_saturate", [] { return integers().saturates; });
     m.def("pack_bytes", &pack_b);
-    m.def("spread_bytes", &spread_bytes);
     m.def("byte_product", &byte_product, nb::arg("a"), nb::arg("b"), nb::arg("n"),
-          nb::arg("offset"), nb::arg("weight_zero").none(), nb::arg("scale"),
+          nb::arg("narrow"), nb::arg("offset"), nb::arg("weight_zero").none(), nb::arg("scale"),
           nb::arg("shift").none(), nb::arg("low"), nb::arg("high"), nb::arg("zero"),
           nb::arg("is_signed"), nb::arg("kind"), nb::arg("out"));
     m.def("byte_conv", &byte_conv, nb::arg("x"), nb::arg("x_signed"), nb::arg("x_zero"),
-          nb::arg("weight"), nb::arg("offset"), nb::arg("weight_zero").none(), nb::arg("scale"),
+          nb::arg("filters"), nb::arg("offset"), nb::arg("weight_zero").none(), nb::arg("scale"),
           nb::arg("shift").none(), nb::arg("low"), nb::arg("high"), nb::arg("zero"),
           nb::arg("is_signed"), nb::arg("kind"), nb::arg("sizes"), nb::arg("out"));
     m.def("quantize_bytes", &quantize);
     m.def("dequantize_bytes", &dequantize);
     m.def("value_range", &range);
     m.def("add_bytes", &add_bytes);
+    m.def("look_up_bytes", &look_up);
 }
 
 }  // namespace halfbyte

@@ -26,7 +26,10 @@ struct ByteConvJob {
     const uint8_t* x = nullptr;
     uint8_t x_flip = 0;                    // 0x80 where x holds signed bytes
     uint8_t x_zero = 0;                    // after the flip: what padding holds
-    const int8_t* weight = nullptr;        // [out_channels, depth] as spread_rows lays it out
+    const int8_t* weight = nullptr;        // [out_channels, depth], see `by_taps`
+    const int32_t* rest_start = nullptr;   // [out_channels + 1], see Rest of int8/product.hpp
+    const int32_t* rest = nullptr;
+    const uint8_t* ones = nullptr;  // [depth]: 1 where a weight is, for weight_zero
     const int32_t* offset = nullptr;       // [out_channels]
     const int32_t* weight_zero = nullptr;  // [out_channels] or null: 0
     Requantize finish;
@@ -35,6 +38,12 @@ struct ByteConvJob {
     int64_t kh = 1, kw = 1, stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1;
     int64_t pad_top = 0, pad_left = 0;
     int64_t depth = 0;
+    // Fours of the depth: channels of one tap [in / 4][kh][kw][4], or neighbouring taps of one
+    // channel [in][kh][kw / 4][4]. `spread` holds the padded input [batch, groups, planes, rows,
+    // across] with 4 bytes a pixel (channels) or 1 (taps).
+    bool by_taps = false;
+    uint8_t* spread = nullptr;
+    int64_t planes = 0, down = 0, across = 0;
     int64_t columns = 0;  // output pixels per task
     int64_t rows = 0;     // output channels per task
 };
@@ -46,6 +55,7 @@ struct ByteProductJob {
     const int32_t* offset = nullptr;       // [n]
     const int32_t* weight_zero = nullptr;  // [n] or null: 0
     Requantize finish;
+    bool narrow = true;  // no pair of weights saturates
     int64_t m = 0, n = 0, depth = 0;
     int64_t rows = 0, columns = 0;  // per task
 };
@@ -59,12 +69,12 @@ struct ByteAdd {
 
 // Entry points of one instruction set, beside KernelTable.
 struct IntegerTable {
-    int64_t panel;     // columns of a packed panel of b
-    int64_t row_step;  // bytes for each four of the depth in spread rows
-    int64_t shift;     // taken off unsigned bytes: offsets carry shift * (sum of weights)
-    void (*spread_rows)(const uint8_t* bytes, int64_t n, bool is_signed, uint8_t* out);
+    int64_t panel;    // columns of a packed panel of b
+    int64_t shift;    // taken off unsigned bytes: offsets carry shift * (sum of weights)
+    bool saturates;   // whether sums of two products of 255 and large weights do
     void (*pack_b)(const int8_t* b, int64_t n, int64_t k, int64_t depth, bool b_rows, int8_t* out);
     void (*product_task)(const ByteProductJob&, int64_t task);
+    void (*conv_input_task)(const ByteConvJob&, int64_t task);
     void (*conv_task)(const ByteConvJob&, int64_t task);
     void (*depthwise_task)(const ByteConvJob&, int64_t task);
     // x / scale + zero to bytes, rounded half to even and saturated.

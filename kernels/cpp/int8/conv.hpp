@@ -34,38 +34,42 @@ HB_INLINE void interleave_rows(const uint8_t* const* rows, int64_t n, uint8_t* o
     }
 }
 
-// One tap of one channel for output pixels [p0, p0 + n).
-static void gather_pixels(const ByteConvJob& job, const uint8_t* plane, int64_t ky, int64_t kx,
-                          int64_t p0, int64_t n, uint8_t* out) {
-    int64_t oy = p0 / job.ow, ox = p0 % job.ow;
-    const int64_t left = kx * job.dilation_w - job.pad_left;
-    while (n > 0) {
-        const int64_t run = job.ow - ox < n ? job.ow - ox : n;
-        const int64_t iy = oy * job.stride_h + ky * job.dilation_h - job.pad_top;
-        if (iy < 0 || iy >= job.h) {
-            std::memset(out, job.x_zero, static_cast<size_t>(run));
+// Bytes of one input row to a padded row of `bytes`, x_zero around them.
+static void pad_row(const ByteConvJob& job, const uint8_t* row, int64_t bytes, uint8_t* out) {
+    const int64_t left = job.pad_left < bytes ? job.pad_left : bytes;
+    const int64_t count = job.w < bytes - left ? job.w : bytes - left;
+    std::memset(out, job.x_zero, static_cast<size_t>(left));
+    if (job.x_flip) {
+        for (int64_t i = 0; i < count; ++i) out[left + i] = static_cast<uint8_t>(row[i] ^ 0x80);
+    } else {
+        std::memcpy(out + left, row, static_cast<size_t>(count));
+    }
+    std::memset(out + left + count, job.x_zero, static_cast<size_t>(bytes - left - count));
+}
+
+// One plane of the spread input: four channels side by side, or one channel.
+static void byte_conv_input_task(const ByteConvJob& job, int64_t task) {
+    const int64_t in_group = job.in_channels / job.groups, plane = task % job.planes;
+    const int64_t group = task / job.planes;  // of all images
+    const int64_t each = job.by_taps ? 1 : 4, count = in_group - plane * each;
+    const uint8_t* x = job.x + (group * in_group + plane * each) * job.h * job.w;
+    uint8_t* out = job.spread + task * job.down * job.across * each;
+    auto* held = static_cast<uint8_t*>(thread_scratch(Scratch::tile, 4 * job.across));
+    if (!job.by_taps) std::memset(held, 0, static_cast<size_t>(4 * job.across));
+    const uint8_t* rows[4];
+    for (int64_t r = 0; r < 4; ++r) rows[r] = held + r * job.across;
+    for (int64_t y = 0; y < job.down; ++y, out += job.across * each) {
+        const int64_t iy = y - job.pad_top;
+        const bool outside = iy < 0 || iy >= job.h;
+        if (outside) {
+            std::memset(out, job.x_zero, static_cast<size_t>(job.across * each));
+        } else if (job.by_taps) {
+            pad_row(job, x + iy * job.w, job.across, out);
         } else {
-            const uint8_t* row = plane + iy * job.w;
-            int64_t i = 0;
-            for (; i < run && (ox + i) * job.stride_w + left < 0; ++i) out[i] = job.x_zero;
-            // The first i for which the input column is w or more.
-            const int64_t beyond = (job.w - left + job.stride_w - 1) / job.stride_w - ox;
-            const int64_t end = beyond < i ? i : beyond < run ? beyond : run;
-            const uint8_t* from = row + left;
-            if (job.stride_w == 1) {
-                if (end > i) std::memcpy(out + i, from + ox + i, static_cast<size_t>(end - i));
-            } else {
-                for (int64_t q = i; q < end; ++q) out[q] = from[(ox + q) * job.stride_w];
-            }
-            if (job.x_flip) {
-                for (int64_t q = i; q < end; ++q) out[q] = static_cast<uint8_t>(out[q] ^ 0x80);
-            }
-            if (end < run) std::memset(out + end, job.x_zero, static_cast<size_t>(run - end));
+            for (int64_t r = 0; r < 4 && r < count; ++r)
+                pad_row(job, x + (r * job.h + iy) * job.w, job.across, held + r * job.across);
+            interleave_rows(rows, job.across, out);
         }
-        out += run;
-        n -= run;
-        ox = 0;
-        ++oy;
     }
 }
 
@@ -78,36 +82,57 @@ static int64_t tile_panels(int64_t depth) {
     return fitting < 1 ? 1 : fitting < kTilePanels ? fitting : kTilePanels;
 }
 
-// The panels of a tile, one after the other: job.depth rows each.
+// Where the pixels of a panel begin in a plane of the spread input, and which of them lie side by
+// side: run r covers panel columns [first[r], first[r + 1]).
+struct PanelPlaces {
+    int64_t place[kPanel];
+    int first[kPanel + 1];
+    int runs = 0;
+};
+
+static PanelPlaces panel_places(const ByteConvJob& job, int64_t p0, int64_t count) {
+    PanelPlaces found;
+    const int64_t unit = job.by_taps ? 1 : 4;
+    int64_t oy = p0 / job.ow, ox = p0 % job.ow;
+    for (int64_t j = 0; j < count; ++j) {
+        found.place[j] = (oy * job.stride_h * job.across + ox * job.stride_w) * unit;
+        const bool joins = j > 0 && found.place[j] == found.place[j - 1] + 4;
+        if (!joins) found.first[found.runs++] = static_cast<int>(j);
+        if (++ox == job.ow) ox = 0, ++oy;
+    }
+    found.first[found.runs] = static_cast<int>(count);
+    return found;
+}
+
+// The words of one four of the depth; writes up to W words past the panel.
+HB_INLINE void gather_words(const PanelPlaces& from, const uint8_t* base, uint8_t* out) {
+    for (int r = 0; r < from.runs; ++r) {
+        const int first = from.first[r], end = from.first[r + 1];
+        if (end - first == 1) {
+            std::memcpy(out + 4 * first, base + from.place[first], 4);
+            continue;
+        }
+        const uint8_t* source = base + from.place[first];
+        for (int j = first; j < end; j += 8)
+            std::memcpy(out + 4 * j, source + 4 * (j - first), 32);
+    }
+}
+
+// The panels of a tile, one after the other: job.depth rows each. x: the group's spread input.
 static void gather_panels(const ByteConvJob& job, const uint8_t* x, int64_t p0, int64_t width,
                           uint8_t* out) {
-    const int64_t taps = job.kh * job.kw, real = job.in_channels / job.groups * taps;
-    const bool direct = taps == 1 && job.stride_h == 1 && job.stride_w == 1 && !job.x_flip &&
-                        job.pad_top == 0 && job.pad_left == 0 && job.oh == job.h && job.ow == job.w;
-    uint8_t held[4][kTilePanels * kPanel];
-    static const uint8_t nothing[kTilePanels * kPanel] = {};
-    for (int64_t k = 0; k < job.depth; k += 4) {
-        const uint8_t* rows[4];
-        for (int64_t r = 0; r < 4; ++r) {
-            const int64_t at = k + r;
-            if (at >= real) {
-                rows[r] = nothing;
-            } else if (direct) {
-                rows[r] = x + at * job.h * job.w + p0;
-            } else {
-                const int64_t channel = at / taps, tap = at % taps;
-                gather_pixels(job, x + channel * job.h * job.w, tap / job.kw, tap % job.kw, p0,
-                              width, held[r]);
-                rows[r] = held[r];
-            }
-        }
-        for (int64_t j = 0; j < width; j += kPanel) {
-            const int64_t count = width - j < kPanel ? width - j : kPanel;
-            const uint8_t* from[4] = {rows[0] + j, rows[1] + j, rows[2] + j, rows[3] + j};
-            uint8_t* to = out + j * job.depth + k * kPanel;
-            interleave_rows(from, count, to);
-            if (count < kPanel) {
-                std::memset(to + 4 * count, 0, static_cast<size_t>(4 * (kPanel - count)));
+    const int64_t unit = job.by_taps ? 1 : 4, steps = job.by_taps ? (job.kw + 3) / 4 : job.kw;
+    const int64_t step = job.by_taps ? 4 : job.dilation_w * unit;
+    for (int64_t j = 0; j < width; j += kPanel) {
+        const int64_t count = width - j < kPanel ? width - j : kPanel;
+        const PanelPlaces places = panel_places(job, p0 + j, count);
+        uint8_t* to = out + j * job.depth;
+        for (int64_t c = 0; c < job.planes; ++c) {
+            for (int64_t ky = 0; ky < job.kh; ++ky) {
+                const uint8_t* row =
+                    x + (c * job.down + ky * job.dilation_h) * job.across * unit;
+                for (int64_t kx = 0; kx < steps; ++kx, to += 4 * kPanel)
+                    gather_words(places, row + kx * step, to);
             }
         }
     }
@@ -135,22 +160,40 @@ static void finish_pixels(const ByteConvJob& job, const int32_t* sums, const int
 // All channels of a task against the gathered pixels [p0, p0 + width).
 static void conv_tile(const ByteConvJob& job, const uint8_t* panels, const int32_t* totals,
                       int64_t image, int64_t channel, int64_t end, int64_t p0, int64_t width) {
-    constexpr int64_t kBlock = 8 * kByteRows;
-    const int64_t stride = job.depth / 4 * kRowStep, pixels = job.oh * job.ow;
+    constexpr int64_t kBlock = 4 * kByteRows;
+    const int64_t pixels = job.oh * job.ow;
     int32_t sums[kBlock * kPanel];
     for (int64_t c = channel; c < end; c += kBlock) {
         const int64_t rows = end - c < kBlock ? end - c : kBlock;
-        const auto* weight = reinterpret_cast<const uint8_t*>(job.weight) + c * stride;
+        const auto* weight = reinterpret_cast<const uint8_t*>(job.weight) + c * job.depth;
+        const Rest rest{job.rest_start ? job.rest_start + c : nullptr, job.rest};
         for (int64_t j = 0; j < width; j += kPanel) {
             const int64_t count = width - j < kPanel ? width - j : kPanel;
             const int vectors = static_cast<int>((count + W - 1) / W);
-            byte_block<false>(rows, vectors, job.depth, weight, stride, panels + j * job.depth,
-                              sums);
+            byte_block<Rows::weights>(rows, vectors, job.depth, weight, job.depth,
+                                      panels + j * job.depth, rest, sums);
             for (int64_t i = 0; i < rows; ++i) {
                 const int64_t at = (image * job.out_channels + c + i) * pixels + p0 + j;
                 finish_pixels(job, sums + i * vectors * W, totals ? totals + j : nullptr, c + i, at,
                               count);
             }
+        }
+    }
+}
+
+// The sums of each pixel's bytes, without those that only fill up the depth.
+static void pixel_totals(const ByteConvJob& job, const uint8_t* panels, int64_t width,
+                         int32_t* totals) {
+    int32_t lifted = 0;
+    for (int64_t k = 0; k < job.depth; ++k) lifted += kShift * job.ones[k];
+    for (int64_t j = 0; j < width; j += kPanel) {
+        const uint8_t* panel = panels + j * job.depth;
+        for (int n = 0; n < kByteVectors; ++n) {
+            I sum = iset1(lifted);
+            for (int64_t k = 0; k < job.depth; k += 4)
+                sum = narrow_dot(sum, iload(panel + k * kPanel + 4 * n * W),
+                                 broadcast_word(job.ones + k));
+            istore(totals + j + n * W, sum);
         }
     }
 }
@@ -162,109 +205,20 @@ static void byte_conv_task(const ByteConvJob& job, int64_t task) {
     const int64_t part = task % parts, tile = task / parts % tiles;
     const int64_t group = task / (parts * tiles) % job.groups;
     const int64_t image = task / (parts * tiles * job.groups);
-    const int64_t in_group = job.in_channels / job.groups, plane = job.h * job.w;
-    const uint8_t* x = job.x + (image * job.in_channels + group * in_group) * plane;
+    const int64_t plane = job.down * job.across * (job.by_taps ? 1 : 4);
+    const uint8_t* x = job.spread + (image * job.groups + group) * job.planes * plane;
     const int64_t c0 = part * job.rows;
     const int64_t c1 = c0 + job.rows < channels ? c0 + job.rows : channels;
     const int64_t end = (tile + 1) * job.columns < pixels ? (tile + 1) * job.columns : pixels;
     const int64_t step = tile_panels(job.depth) * kPanel;
-    auto* panels = static_cast<uint8_t*>(thread_scratch(Scratch::panel, job.depth * step));
+    auto* panels = static_cast<uint8_t*>(thread_scratch(Scratch::panel, job.depth * step + 64));
     int32_t totals[kTilePanels * kPanel];
     for (int64_t p0 = tile * job.columns; p0 < end; p0 += step) {
         const int64_t width = end - p0 < step ? end - p0 : step;
         gather_panels(job, x, p0, width, panels);
-        if (job.weight_zero) {
-            for (int64_t j = 0; j < step; ++j) totals[j] = 0;
-            for (int64_t j = 0; j < width; j += kPanel) {
-                for (int64_t k = 0; k < job.depth * kPanel; ++k)
-                    totals[j + k / 4 % kPanel] += panels[j * job.depth + k];
-            }
-        }
+        if (job.weight_zero) pixel_totals(job, panels, width, totals);
         conv_tile(job, panels, job.weight_zero ? totals : nullptr, image, group * channels + c0,
                   group * channels + c1, p0, width);
-    }
-}
-
-HB_INLINE I widened(const uint8_t* p) {
-#if defined(HB_AVX512)
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#elif defined(HB_X86_BYTES)
-    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-#elif defined(HB_NEON)
-    const uint16x8_t wide = vmovl_u8(vld1_u8(p));
-    return {vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(wide))),
-            vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(wide)))};
-#else
-    I lanes;
-    for (int i = 0; i < W; ++i) lanes.v[i] = p[i];
-    return lanes;
-#endif
-}
-
-// Rows of one padded plane with its columns sorted by column % stride: loads are contiguous.
-struct Phases {
-    uint8_t* bytes;
-    int64_t length;  // of one phase of one row
-    int64_t stride;
-
-    HB_INLINE const uint8_t* at(int64_t row, int64_t column) const {
-        return bytes + (row * stride + column % stride) * length + column / stride;
-    }
-};
-
-static Phases padded_phases(const ByteConvJob& job, const uint8_t* plane) {
-    const int64_t rows = (job.oh - 1) * job.stride_h + (job.kh - 1) * job.dilation_h + 1;
-    const int64_t columns = (job.ow - 1) * job.stride_w + (job.kw - 1) * job.dilation_w + 1;
-    const int64_t length = columns / job.stride_w + 1 + W;
-    const int64_t bytes = rows * job.stride_w * length;
-    Phases found{static_cast<uint8_t*>(thread_scratch(Scratch::panel, bytes)), length,
-                 job.stride_w};
-    std::memset(found.bytes, job.x_zero, static_cast<size_t>(bytes));
-    for (int64_t row = 0; row < rows; ++row) {
-        const int64_t iy = row - job.pad_top;
-        if (iy < 0 || iy >= job.h) continue;
-        const int64_t low = job.pad_left > 0 ? job.pad_left : 0;
-        const int64_t high = job.w + job.pad_left < columns ? job.w + job.pad_left : columns;
-        for (int64_t column = low; column < high; ++column) {
-            const uint8_t value = plane[iy * job.w + column - job.pad_left];
-            found.bytes[(row * job.stride_w + column % job.stride_w) * length +
-                        column / job.stride_w] = static_cast<uint8_t>(value ^ job.x_flip);
-        }
-    }
-    return found;
-}
-
-// One plane per task: every channel has its own filter; weights are [channels, kh * kw] there.
-static void byte_depthwise_task(const ByteConvJob& job, int64_t task) {
-    const int64_t channel = task % job.out_channels, image = task / job.out_channels;
-    const int64_t multiplier = job.out_channels / job.in_channels;
-    const int64_t source = image * job.in_channels + channel / multiplier;
-    const Phases rows = padded_phases(job, job.x + source * job.h * job.w);
-    const int64_t taps = job.kh * job.kw;
-    const int8_t* weight = job.weight + channel * taps;
-    // Sums are of unsigned bytes here, whatever the product kernels shift.
-    int32_t weights = 0;
-    for (int64_t k = 0; k < taps; ++k) weights += weight[k];
-    const I offset = iset1(job.offset[channel] - kShift * weights);
-    const I lift = iset1(job.weight_zero ? job.weight_zero[channel] : 0);
-    const F scale = set1(job.finish.scale[channel]);
-    const F shift = set1(job.finish.shift ? job.finish.shift[channel] : 0.0f);
-    for (int64_t oy = 0; oy < job.oh; ++oy) {
-        for (int64_t ox = 0; ox < job.ow; ox += W) {
-            I sum = offset;
-            for (int64_t k = 0; k < taps; ++k) {
-                const uint8_t* from = rows.at(oy * job.stride_h + k / job.kw * job.dilation_h,
-                                              k % job.kw * job.dilation_w);
-                const I factor = isub(iset1(weight[k]), lift);
-                sum = iadd(sum, imul(widened(from + ox), factor));
-            }
-            const int64_t at = ((image * job.out_channels + channel) * job.oh + oy) * job.ow + ox;
-            if (job.finish.to_int) {
-                put_sums(job.finish, sum, at, job.ow - ox);
-                continue;
-            }
-            put_lanes(job.finish, add(mul(to_float(sum), scale), shift), at, job.ow - ox);
-        }
     }
 }
 

@@ -13,65 +13,44 @@ HB_INLINE I broadcast_word(const void* p) {
     return iset1(word);
 }
 
-// Rows that are broadcast lie in memory as the dot product wants them: kRowStep bytes for each
-// four of the depth.
-
 #if defined(HB_AVX512)
 
 constexpr int kShift = 0;
-struct Unsigned {
-    I v;
-};
-struct Signed {
-    I v;
-};
-HB_INLINE Unsigned as_unsigned(I v) { return {v}; }
-HB_INLINE Signed as_signed(I v) { return {v}; }
-HB_INLINE I byte_dot(I acc, Unsigned u, Signed s) { return _mm512_dpbusd_epi32(acc, u.v, s.v); }
-constexpr int kRowStep = 4;
-HB_INLINE Unsigned broadcast_unsigned(const uint8_t* p) { return as_unsigned(broadcast_word(p)); }
-HB_INLINE Signed broadcast_signed(const uint8_t* p) { return as_signed(broadcast_word(p)); }
-static void spread_rows(const uint8_t* bytes, int64_t n, bool, uint8_t* out) {
-    std::memcpy(out, bytes, static_cast<size_t>(n));
-}
+HB_INLINE I narrow_dot(I acc, I u, I s) { return _mm512_dpbusd_epi32(acc, u, s); }
 HB_INLINE void istore(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
 HB_INLINE I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
 HB_INLINE I imul(I a, I b) { return _mm512_mullo_epi32(a, b); }
 
 #elif defined(HB_X86_BYTES)
 
-// Products of bytes summed in pairs saturate in 16 bits: even and odd bytes go apart.
 constexpr int kShift = 0;
-struct Unsigned {
-    I even, odd;
-};
-struct Signed {
-    I even, odd;
-};
-HB_INLINE Unsigned as_unsigned(I v) {
-    return {_mm256_and_si256(v, _mm256_set1_epi16(0xFF)), _mm256_srli_epi16(v, 8)};
+#define HB_SATURATES 1
+// Products of bytes are summed in pairs of 16 bits: exact where no pair of weights passes 128.
+HB_INLINE I narrow_dot(I acc, I u, I s) {
+    const I pairs = _mm256_maddubs_epi16(u, s);
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-HB_INLINE Signed as_signed(I v) {
+// Exact for all weights: even and odd bytes go apart.
+struct Halves {
+    I even, odd;
+};
+HB_INLINE Halves signed_halves(I v) {
     return {_mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8), _mm256_srai_epi16(v, 8)};
 }
-HB_INLINE I byte_dot(I acc, const Unsigned& u, const Signed& s) {
+HB_INLINE I wide_dot(I acc, const Halves& u, const Halves& s) {
     const I pairs =
         _mm256_add_epi32(_mm256_madd_epi16(u.even, s.even), _mm256_madd_epi16(u.odd, s.odd));
     return _mm256_add_epi32(acc, pairs);
 }
-// Even and odd bytes as 16 bits each.
-constexpr int kRowStep = 8;
-HB_INLINE Unsigned broadcast_unsigned(const uint8_t* p) {
+// Even and odd bytes as 16 bits each: 8 bytes for each four of the depth.
+HB_INLINE Halves broadcast_halves(const uint8_t* p) {
     return {broadcast_word(p), broadcast_word(p + 4)};
 }
-HB_INLINE Signed broadcast_signed(const uint8_t* p) {
-    return {broadcast_word(p), broadcast_word(p + 4)};
-}
-static void spread_rows(const uint8_t* bytes, int64_t n, bool is_signed, uint8_t* out) {
+static void spread_rows(const uint8_t* bytes, int64_t n, uint8_t* out) {
     int64_t i = 0;
     for (; i + 8 <= n; i += 8, out += 16) {
         const __m128i raw = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + i));
-        const __m128i words = is_signed ? _mm_cvtepi8_epi16(raw) : _mm_cvtepu8_epi16(raw);
+        const __m128i words = _mm_cvtepu8_epi16(raw);
         const __m128i low = _mm_shufflelo_epi16(words, _MM_SHUFFLE(3, 1, 2, 0));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
                          _mm_shufflehi_epi16(low, _MM_SHUFFLE(3, 1, 2, 0)));
@@ -79,7 +58,7 @@ static void spread_rows(const uint8_t* bytes, int64_t n, bool is_signed, uint8_t
     if (i == n) return;
     uint8_t rest[8] = {}, spread[16];
     std::memcpy(rest, bytes + i, 4);
-    spread_rows(rest, 8, is_signed, spread);
+    spread_rows(rest, 8, spread);
     std::memcpy(out, spread, 8);
 }
 HB_INLINE void istore(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
@@ -89,26 +68,12 @@ HB_INLINE I imul(I a, I b) { return _mm256_mullo_epi32(a, b); }
 #elif defined(HB_NEON)
 
 constexpr int kShift = 128;
-struct Unsigned {
-    int8x16_t lo, hi;
-};
-struct Signed {
-    int8x16_t lo, hi;
-};
-HB_INLINE Unsigned as_unsigned(I v) {
+HB_INLINE I narrow_dot(I acc, I u, I s) {
     const uint8x16_t top = vdupq_n_u8(0x80);
-    return {vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_s32(v.lo), top)),
-            vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_s32(v.hi), top))};
-}
-HB_INLINE Signed as_signed(I v) { return {vreinterpretq_s8_s32(v.lo), vreinterpretq_s8_s32(v.hi)}; }
-HB_INLINE I byte_dot(I acc, const Unsigned& u, const Signed& s) {
-    return {vdotq_s32(acc.lo, u.lo, s.lo), vdotq_s32(acc.hi, u.hi, s.hi)};
-}
-constexpr int kRowStep = 4;
-HB_INLINE Unsigned broadcast_unsigned(const uint8_t* p) { return as_unsigned(broadcast_word(p)); }
-HB_INLINE Signed broadcast_signed(const uint8_t* p) { return as_signed(broadcast_word(p)); }
-static void spread_rows(const uint8_t* bytes, int64_t n, bool, uint8_t* out) {
-    std::memcpy(out, bytes, static_cast<size_t>(n));
+    const int8x16_t lo = vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_s32(u.lo), top));
+    const int8x16_t hi = vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_s32(u.hi), top));
+    return {vdotq_s32(acc.lo, lo, vreinterpretq_s8_s32(s.lo)),
+            vdotq_s32(acc.hi, hi, vreinterpretq_s8_s32(s.hi))};
 }
 HB_INLINE void istore(int32_t* p, I v) {
     vst1q_s32(p, v.lo);
@@ -120,23 +85,7 @@ HB_INLINE I imul(I a, I b) { return {vmulq_s32(a.lo, b.lo), vmulq_s32(a.hi, b.hi
 #else
 
 constexpr int kShift = 0;
-struct Unsigned {
-    I v;
-};
-struct Signed {
-    I v;
-};
-HB_INLINE Unsigned as_unsigned(I v) { return {v}; }
-HB_INLINE Signed as_signed(I v) { return {v}; }
-HB_INLINE I byte_dot(I acc, const Unsigned& u, const Signed& s) {
-    return dot4<false>(acc, u.v, s.v);
-}
-constexpr int kRowStep = 4;
-HB_INLINE Unsigned broadcast_unsigned(const uint8_t* p) { return as_unsigned(broadcast_word(p)); }
-HB_INLINE Signed broadcast_signed(const uint8_t* p) { return as_signed(broadcast_word(p)); }
-static void spread_rows(const uint8_t* bytes, int64_t n, bool, uint8_t* out) {
-    std::memcpy(out, bytes, static_cast<size_t>(n));
-}
+HB_INLINE I narrow_dot(I acc, I u, I s) { return dot4<false>(acc, u, s); }
 HB_INLINE void istore(int32_t* p, I v) { std::memcpy(p, v.v, sizeof v.v); }
 HB_INLINE I iadd(I a, I b) {
     for (int i = 0; i < W; ++i) a.v[i] += b.v[i];
@@ -153,10 +102,7 @@ HB_INLINE I imul(I a, I b) {
 HB_INLINE void store_rounded(uint8_t* p, F value, float zero, uint8_t flip) {
     const F moved = add(nearest(value), set1(zero));
     const F inside = min(max(moved, HB_ISA::zero()), set1(255.0f));
-    store_low_bytes(p, truncate_int(inside));
-    if (flip) {
-        for (int i = 0; i < W; ++i) p[i] = static_cast<uint8_t>(p[i] ^ flip);
-    }
+    store_low_bytes(p, isub(truncate_int(inside), iset1(flip)));
 }
 
 }  // namespace HB_ISA

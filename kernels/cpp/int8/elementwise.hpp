@@ -1,7 +1,7 @@
 // Quantize, dequantize, sums and tables of bytes.
 #pragma once
 
-#include "int8/conv.hpp"
+#include "int8/depthwise.hpp"
 
 namespace halfbyte {
 namespace HB_ISA {

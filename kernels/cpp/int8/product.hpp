@@ -14,29 +14,58 @@ constexpr int kByteRows = 4, kByteVectors = 2;
 #endif
 constexpr int kPanel = kByteVectors * W;
 
-// out[MR][NV * W] = rows (broadcast) times panel; rows are unsigned and the panel signed, or the
-// other way round.
-template <int MR, int NV, bool kUnsignedRows>
+// How the broadcast rows of a tile meet its panel.
+enum class Rows {
+    activations,  // unsigned bytes; no pair of the panel's weights saturates
+    halves,       // the same for all weights: rows spread as 16-bit halves
+    weights,      // signed bytes against a panel of unsigned ones
+};
+
+// What rows of weights leave to a second multiply-add so that no pair saturates: entries
+// [start[row], start[row + 1]) hold a place of the depth and four weights.
+struct Rest {
+    const int32_t* start = nullptr;
+    const int32_t* entries = nullptr;
+};
+
+// out[MR][NV * W] = rows (broadcast) times panel. `stride` is in bytes.
+template <int MR, int NV, Rows kRows>
 HB_INLINE void byte_tile(int64_t depth, const uint8_t* rows, int64_t stride, const uint8_t* panel,
-                         int32_t* out) {
+                         const Rest& rest, int32_t* out) {
     I acc[MR][NV];
     for (int i = 0; i < MR; ++i) {
         for (int n = 0; n < NV; ++n) acc[i][n] = izero();
     }
-    for (int64_t p = 0; p < depth; p += 4, panel += 4 * kPanel) {
-        if constexpr (kUnsignedRows) {
-            Signed b[NV];
-            for (int n = 0; n < NV; ++n) b[n] = as_signed(iload(panel + 4 * n * W));
+    const uint8_t* at = panel;
+    for (int64_t p = 0; p < depth; p += 4, at += 4 * kPanel) {
+#if defined(HB_SATURATES)
+        if constexpr (kRows == Rows::halves) {
+            Halves b[NV];
+            for (int n = 0; n < NV; ++n) b[n] = signed_halves(iload(at + 4 * n * W));
             for (int i = 0; i < MR; ++i) {
-                const Unsigned a = broadcast_unsigned(rows + i * stride + p / 4 * kRowStep);
-                for (int n = 0; n < NV; ++n) acc[i][n] = byte_dot(acc[i][n], a, b[n]);
+                const Halves a = broadcast_halves(rows + i * stride + 2 * p);
+                for (int n = 0; n < NV; ++n) acc[i][n] = wide_dot(acc[i][n], a, b[n]);
             }
-        } else {
-            Unsigned b[NV];
-            for (int n = 0; n < NV; ++n) b[n] = as_unsigned(iload(panel + 4 * n * W));
-            for (int i = 0; i < MR; ++i) {
-                const Signed a = broadcast_signed(rows + i * stride + p / 4 * kRowStep);
-                for (int n = 0; n < NV; ++n) acc[i][n] = byte_dot(acc[i][n], b[n], a);
+            continue;
+        }
+#endif
+        I b[NV];
+        for (int n = 0; n < NV; ++n) b[n] = iload(at + 4 * n * W);
+        for (int i = 0; i < MR; ++i) {
+            const I a = broadcast_word(rows + i * stride + p);
+            for (int n = 0; n < NV; ++n) {
+                acc[i][n] = kRows == Rows::weights ? narrow_dot(acc[i][n], b[n], a)
+                                                   : narrow_dot(acc[i][n], a, b[n]);
+            }
+        }
+    }
+    if (kRows == Rows::weights && rest.start) {
+        for (int i = 0; i < MR; ++i) {
+            for (int32_t e = rest.start[i]; e < rest.start[i + 1]; ++e) {
+                const int32_t* entry = rest.entries + 2 * static_cast<int64_t>(e);
+                const uint8_t* b = panel + static_cast<int64_t>(entry[0]) * kPanel;
+                for (int n = 0; n < NV; ++n)
+                    acc[i][n] = narrow_dot(acc[i][n], iload(b + 4 * n * W), iset1(entry[1]));
             }
         }
     }
@@ -46,27 +75,30 @@ HB_INLINE void byte_tile(int64_t depth, const uint8_t* rows, int64_t stride, con
 }
 
 // byte_tile for any number of rows and of vectors: out[rows][vectors * W].
-template <int NV, bool kUnsignedRows>
+template <int NV, Rows kRows>
 static void byte_rows(int64_t rows, int64_t depth, const uint8_t* a, int64_t stride,
-                      const uint8_t* panel, int32_t* out) {
-    int64_t i = 0;
-    for (; i + kByteRows <= rows; i += kByteRows)
-        byte_tile<kByteRows, NV, kUnsignedRows>(depth, a + i * stride, stride, panel,
-                                                out + i * NV * W);
-    for (; i + 2 <= rows; i += 2)
-        byte_tile<2, NV, kUnsignedRows>(depth, a + i * stride, stride, panel, out + i * NV * W);
-    for (; i < rows; ++i)
-        byte_tile<1, NV, kUnsignedRows>(depth, a + i * stride, stride, panel, out + i * NV * W);
+                      const uint8_t* panel, const Rest& rest, int32_t* out) {
+    Rest left = rest;
+    const auto pass = [&](int64_t count) {
+        a += count * stride;
+        out += count * NV * W;
+        rows -= count;
+        if (left.start) left.start += count;
+    };
+    for (; rows >= kByteRows; pass(kByteRows))
+        byte_tile<kByteRows, NV, kRows>(depth, a, stride, panel, left, out);
+    for (; rows >= 2; pass(2)) byte_tile<2, NV, kRows>(depth, a, stride, panel, left, out);
+    if (rows) byte_tile<1, NV, kRows>(depth, a, stride, panel, left, out);
 }
 
-template <bool kUnsignedRows>
+template <Rows kRows>
 static void byte_block(int64_t rows, int vectors, int64_t depth, const uint8_t* a, int64_t stride,
-                       const uint8_t* panel, int32_t* out) {
-    if (vectors == 1) return byte_rows<1, kUnsignedRows>(rows, depth, a, stride, panel, out);
-    if (vectors == 2) return byte_rows<2, kUnsignedRows>(rows, depth, a, stride, panel, out);
+                       const uint8_t* panel, const Rest& rest, int32_t* out) {
+    if (vectors == 1) return byte_rows<1, kRows>(rows, depth, a, stride, panel, rest, out);
+    if (vectors == 2) return byte_rows<2, kRows>(rows, depth, a, stride, panel, rest, out);
 #if defined(HB_AVX512)
-    if (vectors == 3) return byte_rows<3, kUnsignedRows>(rows, depth, a, stride, panel, out);
-    byte_rows<4, kUnsignedRows>(rows, depth, a, stride, panel, out);
+    if (vectors == 3) return byte_rows<3, kRows>(rows, depth, a, stride, panel, rest, out);
+    byte_rows<4, kRows>(rows, depth, a, stride, panel, rest, out);
 #endif
 }
 
@@ -168,17 +200,31 @@ static void byte_product_task(const ByteProductJob& job, int64_t task) {
     const int64_t last = first + job.columns < job.n ? first + job.columns : job.n;
     const int64_t m1 = m0 + job.rows < job.m ? m0 + job.rows : job.m;
     constexpr int64_t kBlock = 8 * kByteRows;
-    const int64_t stride = job.depth / 4 * kRowStep;
-    auto* spread = static_cast<uint8_t*>(thread_scratch(Scratch::panel, kBlock * stride));
     int32_t sums[kBlock * kPanel];
     for (int64_t m = m0; m < m1; m += kBlock) {
         const int64_t rows = m1 - m < kBlock ? m1 - m : kBlock;
-        spread_rows(job.a + m * job.depth, rows * job.depth, false, spread);
+        const uint8_t* a = job.a + m * job.depth;
+#if defined(HB_SATURATES)
+        uint8_t* spread = nullptr;
+        if (!job.narrow) {
+            const int64_t bytes = 2 * rows * job.depth;
+            spread = static_cast<uint8_t*>(thread_scratch(Scratch::panel, bytes));
+            spread_rows(a, rows * job.depth, spread);
+        }
+#endif
         for (int64_t n0 = first; n0 < last; n0 += kPanel) {
             const int64_t width = last - n0 < kPanel ? last - n0 : kPanel;
             const int vectors = static_cast<int>((width + W - 1) / W);
             const auto* panel = reinterpret_cast<const uint8_t*>(job.b) + n0 * job.depth;
-            byte_block<true>(rows, vectors, job.depth, spread, stride, panel, sums);
+#if defined(HB_SATURATES)
+            if (!job.narrow) {
+                byte_block<Rows::halves>(rows, vectors, job.depth, spread, 2 * job.depth, panel,
+                                         {}, sums);
+                finish_tile(job, sums, m, rows, n0, width);
+                continue;
+            }
+#endif
+            byte_block<Rows::activations>(rows, vectors, job.depth, a, job.depth, panel, {}, sums);
             finish_tile(job, sums, m, rows, n0, width);
         }
     }

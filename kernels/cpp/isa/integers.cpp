@@ -20,11 +20,15 @@ namespace halfbyte {
 // clang-format off
 const IntegerTable HB_INTEGERS = {
     HB_ISA::kPanel,
-    HB_ISA::kRowStep,
     HB_ISA::kShift,
-    HB_ISA::spread_rows,
+#if defined(HB_SATURATES)
+    true,
+#else
+    false,
+#endif
     HB_ISA::pack_byte_panels,
     HB_ISA::byte_product_task,
+    HB_ISA::byte_conv_input_task,
     HB_ISA::byte_conv_task,
     HB_ISA::byte_depthwise_task,
     HB_ISA::quantize_bytes,
