@@ -65,6 +65,8 @@ CASES = {
     "groups": ("gemm", (2, 12, 33, 17), 30, 3, Window((3, 5), (2, 3), (1, 2), (1, 2)), (0, 3)),
     "line": ("gemm", (2, 5, 1, 301), 9, 1, Window((1, 16), (1, 8), (1, 1), (0, 4)), (0, 2)),
     "long kernel": ("gemm", (1, 1, 1, 800), 20, 1, Window((1, 300), (1, 5)), (0, 0)),
+    "few channels": ("gemm", (2, 40, 21, 37), 3, 1, PLAIN, (1, 1)),
+    "few channels of groups": ("gemm", (1, 8, 30, 31), 8, 4, Window((3, 3), (2, 2)), (0, 0)),
     "few pixels": ("rows", (2, 70, 3, 3), 40, 1, PLAIN, (1, 1)),
     "few pixels of groups": ("rows", (2, 36, 6, 5), 40, 2, Window((3, 3), (2, 1)), (0, 0)),
     "one pixel": ("rows", (3, 300, 1, 1), 130, 1, Window((1, 1)), (0, 0)),

@@ -111,6 +111,68 @@ static Tail conv_tail(const ConvJob& job, const ConvTask& t, int64_t m) {
     return tail;
 }
 
+constexpr int64_t kFewRows = 4;
+
+// A run of output pixels of kRows output channels, straight from the slab: for so few channels
+// laying out columns would cost more than the sums.
+template <int kRows>
+static void direct_run(const ConvJob& job, const Slab& s, const float* slab, int64_t channels,
+                       const int64_t* offsets, const float* a, int64_t length, float* c,
+                       int64_t ldc, bool first) {
+    for (int64_t i = 0; i < length; i += 2 * W) {
+        const int64_t left = length - i, low = left < W ? left : W;
+        const int64_t high = left - W < 0 ? 0 : left - W < W ? left - W : W;
+        F acc[kRows][2];
+        for (int r = 0; r < kRows; ++r) {
+            acc[r][0] = first ? zero() : load_n(c + r * ldc + i, low);
+            acc[r][1] = first || high == 0 ? zero() : load_n(c + r * ldc + i + W, high);
+        }
+        const float* weight = a;
+        for (int64_t channel = 0; channel < channels; ++channel) {
+            const float* plane = slab + channel * s.plane + i;
+            for (int64_t t = 0; t < job.kh * job.kw; ++t, weight += kGemmRows) {
+                const F x0 = load(plane + offsets[t]), x1 = load(plane + offsets[t] + W);
+                for (int r = 0; r < kRows; ++r) {
+                    const F w = set1(weight[r]);
+                    acc[r][0] = fma(w, x0, acc[r][0]);
+                    acc[r][1] = fma(w, x1, acc[r][1]);
+                }
+            }
+        }
+        for (int r = 0; r < kRows; ++r) {
+            store_n(c + r * ldc + i, acc[r][0], low);
+            if (high > 0) store_n(c + r * ldc + i + W, acc[r][1], high);
+        }
+    }
+}
+
+// One pass of a task of at most kFewRows output channels.
+static void direct_pass(const ConvJob& job, const ConvTask& t, const Slab& s, const float* slab,
+                        int64_t channels, const int64_t* offsets, const float* a, bool first) {
+    const int64_t pixels = job.oh * job.ow;
+    for (int64_t done = 0; done < t.columns;) {
+        const int64_t row = (t.p0 + done) / job.ow, column = (t.p0 + done) % job.ow;
+        const int64_t left = t.columns - done, room = job.ow - column;
+        const int64_t length = room < left ? room : left;
+        const float* from = slab + (row * job.stride_h - s.first_row) * s.row + column;
+        float* c = t.out + done;
+        switch (t.rows) {
+            case 1:
+                direct_run<1>(job, s, from, channels, offsets, a, length, c, pixels, first);
+                break;
+            case 2:
+                direct_run<2>(job, s, from, channels, offsets, a, length, c, pixels, first);
+                break;
+            case 3:
+                direct_run<3>(job, s, from, channels, offsets, a, length, c, pixels, first);
+                break;
+            default:
+                direct_run<4>(job, s, from, channels, offsets, a, length, c, pixels, first);
+        }
+        done += length;
+    }
+}
+
 static void conv_gemm_task(const ConvJob& job, int64_t task) {
     const ConvTask t = conv_task(job, task);
     const int64_t cells = job.kh * job.kw, channels = job.in_channels / job.groups;
@@ -137,6 +199,11 @@ static void conv_gemm_task(const ConvJob& job, int64_t task) {
             columns_from_input(x, pixels, count, t.p0, t.columns, panels);
         } else {
             fill_slab(job, s, x, count, 0.0f, slab);
+            if (t.rows <= kFewRows) {
+                direct_pass(job, t, s, slab, count, offsets, t.a + c * cells * kGemmRows, c == 0);
+                if (c + count == channels) finish_rows(job, t, 0, t.rows);
+                continue;
+            }
             columns_from_slab(job, s, slab, count, offsets, t.p0, t.columns, panels);
         }
         const bool last = c + count == channels;
