@@ -13,7 +13,7 @@ One line per input, state, constant, node and output:
 Names other than plain words are JSON strings; `_` is an omitted input, `?` an unknown dtype or
 dimension, `[*]` an unknown shape. Attributes are one JSON object with sorted keys, where arrays are
 {"$array": [dtype, shape, base64]}, bytes {"$bytes": base64} and subgraphs {"$graph": text}. Weights
-are not part of the text.
+are not part of the text; `print_whole` adds the other constants' parts: data {"data": array}.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from halfbyte.ir.dtypes import DTYPES, is_dtype, numpy_dtype
 from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.graph import Dim, Graph, Node, Origin, State, Value
 from halfbyte.ir.roles import Role
-from halfbyte.ir.tensor import Tensor
+from halfbyte.ir.tensor import ArrayPart, Tensor
 
 WORD = re.compile(r"[A-Za-z0-9_?][A-Za-z0-9_./+\-]*")
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+\-]*")
@@ -41,14 +41,26 @@ INTEGER = re.compile(r"-?\d+")
 RESERVED = frozenset({"_", "?"})
 
 
+Weights = Mapping[str, Tensor]
+
+
 def print_graph(graph: Graph) -> str:
     """Return the graph as text; equal graphs give equal text."""
+    return _print(graph, None)
+
+
+def print_whole(graph: Graph, weights: Weights) -> str:
+    """Return the graph as text with the values of all constants that are not among `weights`."""
+    return _print(graph, weights)
+
+
+def _print(graph: Graph, weights: Weights | None) -> str:
     lines = [f"graph {_name(graph.name)} opset {graph.opset} {{"]
     lines += [f"  input {_typed(value)}" for value in graph.inputs]
     lines += [f"  state {_state(state)}" for state in graph.states.values()]
     for name, tensor in graph.constants.items():
-        lines.append(f"  constant {_constant(graph.constant_value(name), tensor)}")
-    lines += [f"  {_node(node)}" for node in graph.nodes]
+        lines.append(f"  constant {_constant(graph.constant_value(name), tensor, weights)}")
+    lines += [f"  {_node(node, weights)}" for node in graph.nodes]
     lines += [f"  output %{_name(value.name)}" for value in graph.outputs]
     return "\n".join([*lines, "}"]) + "\n"
 
@@ -81,22 +93,26 @@ def _option(word: str, value: Any) -> str:
     return "" if value is None else f" {word} {value}"
 
 
-def _constant(value: Value, tensor: Tensor) -> str:
+def _constant(value: Value, tensor: Tensor, weights: Weights | None) -> str:
     text = f"{_typed(value)} encoding {_name(tensor.encoding.name)}"
     if tensor.name != value.name:
         text += f" tensor {_name(tensor.name)}"
     text += _option("role", tensor.role) + _option("layer", tensor.layer)
     text += f" kind {_name(tensor.kind)}" if tensor.kind != "weight" else ""
-    return text + (" fixed" if value.fixed else "")
+    text += " fixed" if value.fixed else ""
+    if weights is not None and weights.get(tensor.name) is not tensor:
+        parts = {name: _attribute(part.read()) for name, part in sorted(tensor.parts.items())}
+        text += " data " + json.dumps(parts)
+    return text
 
 
-def _node(node: Node) -> str:
+def _node(node: Node, weights: Weights | None) -> str:
     outputs = ", ".join(_typed(value) for value in node.outputs)
     inputs = ", ".join("_" if v is None else f"%{_name(v.name)}" for v in node.inputs)
     op = f"{node.domain}.{node.op}" if node.domain else node.op
     text = f"{outputs} = {_name(op)}@{node.since_version}({inputs})"
     if node.attributes:
-        plain = {name: _attribute(node.attributes[name]) for name in sorted(node.attributes)}
+        plain = {name: _attribute(held, weights) for name, held in sorted(node.attributes.items())}
         text += " " + json.dumps(plain)
     text += _option("layer", node.layer)
     if node.origin is not None:
@@ -105,19 +121,21 @@ def _node(node: Node) -> str:
     return text
 
 
-def _attribute(value: Any) -> Any:
+def _attribute(value: Any, weights: Weights | None = None) -> Any:
     if isinstance(value, Tensor):
         value = value.numpy()
     if isinstance(value, np.ndarray):
         whole = np.asarray(value, order="C")
+        if whole.dtype == object:
+            return {"$array": ["string", list(whole.shape), whole.ravel().tolist()]}
         return {"$array": [whole.dtype.name, list(whole.shape), _base64(whole.tobytes())]}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Graph):
-        return {"$graph": print_graph(value)}
+        return {"$graph": _print(value, weights)}
     if isinstance(value, bytes):
         return {"$bytes": _base64(value)}
-    return [_attribute(v) for v in value] if isinstance(value, (list, tuple)) else value
+    return [_attribute(v, weights) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _base64(data: bytes) -> str:
@@ -127,7 +145,8 @@ def _base64(data: bytes) -> str:
 def parse(text: str, constants: Mapping[str, Tensor] | None = None) -> Graph:
     """Return the graph that `text` describes.
 
-    constants: tensors by value name; where one is missing the tensor has no storage.
+    constants: tensors by their own name or the value's, for subgraphs too; one that is missing and
+    not in the text has no storage.
 
     Raises:
         GraphError: a line breaks the grammar or a constant does not fit; names the line.
@@ -320,9 +339,11 @@ class _Parser:
         shape = tuple(d for d in value.shape or () if isinstance(d, int))
         if value.shape is None or len(shape) != len(value.shape):
             self.fail(f"constant {value.name!r} needs a shape of integers")
-        tensor = self.constants.get(value.name)
-        if tensor is None:
-            tensor = Tensor(tensor_name, shape, encoding, {}, role, layer, kind)
+        stored = self.parts() if self.accept("data") else None
+        tensor = self.constants.get(tensor_name, self.constants.get(value.name))
+        if tensor is None or stored is not None:
+            tensor = Tensor(tensor_name, shape, encoding, stored or {}, role, layer, kind)
+            self.require_parts(tensor)
         elif tuple(tensor.shape) != shape or tensor.encoding.name != encoding.name:
             self.fail(
                 f"constant {value.name!r} is {tensor.encoding.name}{list(tensor.shape)}, "
@@ -330,6 +351,19 @@ class _Parser:
             )
         value.constant = tensor
         self.result._constants[value.name] = value
+
+    def parts(self) -> dict[str, ArrayPart]:
+        raw = self.json()
+        arrays = {name: self.attribute(value) for name, value in raw.items()}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            self.fail("data of a constant must be arrays by name")
+        return {name: ArrayPart(array) for name, array in arrays.items()}
+
+    def require_parts(self, tensor: Tensor) -> None:
+        specs = tensor.encoding.part_specs(tensor.rows, tensor.columns)
+        found = {name: (part.dtype, part.shape) for name, part in tensor.parts.items()}
+        if found and found != {name: (spec.dtype, spec.shape) for name, spec in specs.items()}:
+            self.fail(f"data of constant {tensor.name!r} does not fit {tensor.encoding}")
 
     def node_line(self) -> None:
         outputs: list[Value] = []
@@ -373,7 +407,7 @@ class _Parser:
         if set(value) == {"$bytes"}:
             return self.binary(value["$bytes"])
         if set(value) == {"$graph"} and isinstance(value["$graph"], str):
-            return parse(value["$graph"])
+            return parse(value["$graph"], self.constants)
         self.fail("an attribute is a JSON object of no known kind")
 
     def binary(self, text: Any) -> bytes:
@@ -388,7 +422,14 @@ class _Parser:
         dtype, shape = numpy_dtype(fields[0]), fields[1]
         if not isinstance(shape, list) or not all(isinstance(d, int) and d >= 0 for d in shape):
             self.fail("the shape of an array attribute must be a list of integers")
-        return np.frombuffer(self.binary(fields[2]), dtype).reshape(shape).copy()
+        if fields[0] != "string":
+            return np.frombuffer(self.binary(fields[2]), dtype).reshape(shape).copy()
+        strings = fields[2]
+        if not isinstance(strings, list) or not all(isinstance(text, str) for text in strings):
+            self.fail("an array of strings must hold a list of them")
+        found = np.empty(len(strings), object)
+        found[:] = strings
+        return found.reshape(shape)
 
     def origin(self) -> Origin:
         fields = self.json()

@@ -239,7 +239,8 @@ def encode(kind: str, rows: Float32, importance: Float32 | None = None) -> NDArr
     layout = LAYOUTS[kind]
     row_bytes = -(-rows.shape[1] // layout.values) * layout.bytes
     out = np.empty((rows.shape[0], row_bytes), np.uint8)
-    _native().encode(_kind_id(kind), rows, importance, out)
+    whole = np.require(rows, requirements="A")  # mapped files are often not aligned
+    _native().encode(_kind_id(kind), whole, importance, out)
     return out
 
 

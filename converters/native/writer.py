@@ -38,6 +38,7 @@ from halfbyte.files import atomic_file
 from halfbyte.ir.encodings.encoding import Array
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import Tensor
+from halfbyte.ir.text import print_whole
 
 _HASH_DIGITS = 64
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -140,7 +141,7 @@ def _texts(model: Model) -> tuple[dict[str, bytes], list[str]]:
     """Return the arrays that are text, and the files that the tokenizer record shares."""
     texts: dict[str, bytes] = {}
     if model.build is not None:
-        texts[GRAPH] = str(model.graph).encode("utf-8")
+        texts[GRAPH] = print_whole(model.graph, model.weights).encode("utf-8")
     extra = {k: v for k, v in model.metadata.items() if k not in ("files", "origin")}
     if extra:
         texts[EXTRA] = values.dump(extra).encode("ascii")

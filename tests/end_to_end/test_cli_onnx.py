@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from support.onnx_wire import floats, graph, model, node, tensor, value
+from support.onnx_wire import INT64, floats, graph, model, node, tensor, value
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4) / 8
 
@@ -93,6 +94,23 @@ def test_written_again_it_is_the_same_file(cli, tmp_path):
     kinds = [value("x", ("batch", "rows", 3))], [value("y", ("batch", "rows", 4))]
     paths = [tmp_path / f"{name}.onnx" for name in "abc"]
     paths[0].write_bytes(model(graph(nodes, stored, *kinds)))
-    for source, target in zip(paths, paths[1:], strict=False):
+    for source, target in pairwise(paths):
         assert cli("convert", source, target).code == 0
     assert paths[1].read_bytes() == paths[2].read_bytes()
+
+
+def test_through_a_native_file_and_back(cli, tmp_path):
+    stored = [
+        tensor("w", [3, 4], floats(*WEIGHT.ravel().tolist())),
+        tensor("shape", [2], np.array([4, -1], "<i8").tobytes(), INT64),
+    ]
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Reshape", ["a", "shape"], ["y"])]
+    kinds = [value("x", ("batch", "rows", 3))], [value("y", (4, "n"))]
+    source, native, back, direct = (
+        tmp_path / name for name in ("a.onnx", "a.hb", "b.onnx", "c.onnx")
+    )
+    source.write_bytes(model(graph(nodes, stored, *kinds)))
+    for pair in ((source, native), (native, back), (source, direct)):
+        assert cli("convert", *pair).code == 0
+    assert back.read_bytes() == direct.read_bytes()
+    assert cli("inspect", native, "--json").json()["problems"] == []

@@ -106,3 +106,10 @@ def test_encode_rejects(kind, rows, importance, message) -> None:
     with pytest.raises(ValueError) as caught:
         cpu.encode(kind, rows, importance)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "float16"])
+def test_rows_that_are_not_aligned(kind: str) -> None:
+    rows = rows_of("normal")[:3]
+    moved = np.frombuffer(b"?" + rows.tobytes(), np.float32, rows.size, 1).reshape(rows.shape)
+    np.testing.assert_array_equal(cpu.encode(kind, moved), cpu.encode(kind, rows))

@@ -10,7 +10,7 @@ from halfbyte.ir.graph import Graph, Node, Origin, State, Value
 from halfbyte.ir.legality import check
 from halfbyte.ir.roles import Role, WeightKey
 from halfbyte.ir.tensor import tensor_from_array
-from halfbyte.ir.text import parse, print_graph
+from halfbyte.ir.text import parse, print_graph, print_whole
 from support.tiny_graphs import tiny_decoder
 
 TEXT = """graph "my graph" opset 24 {
@@ -136,3 +136,36 @@ def test_constant_that_does_not_fit_is_refused() -> None:
     wrong = tensor_from_array("scale0", np.ones(5, np.float32))
     with pytest.raises(GraphError, match=r"constant 'scale0' is float32\[5\], float32\[32\] was"):
         parse(text, {**graph.constants, "scale0": wrong})
+
+
+def test_whole_text_holds_the_constants_that_are_no_weights():
+    graph = Graph()
+    weight = tensor_from_array("w", np.ones((2, 2), np.float32))
+    inner = Graph("inner")
+    inner.outputs.append(inner.add_constant(weight.renamed("w"), fixed=True))
+    x = graph.add_input("x", "float32", (2, 2))
+    names = np.array(["a", "\n\udcff"], object)
+    held = graph.add_constant(tensor_from_array("names", names), fixed=True)
+    scale = graph.add_constant(tensor_from_array("scale", np.float16(3)), fixed=True)
+    own = graph.add_constant(weight)
+    graph.outputs.append(graph.add("Sum", [x, own, held, scale], branch=inner))
+    text = print_whole(graph, {"w": weight})
+    found = parse(text, {"w": weight})
+    assert print_whole(found, {"w": weight}) == text
+    assert found.constants["w"] is weight
+    assert found.constants["names"].numpy().tolist() == names.tolist()
+    assert found.constants["scale"].numpy() == 3
+    branch = next(found.subgraphs())
+    assert branch.constants["w"] is not weight
+    np.testing.assert_array_equal(branch.constants["w"].numpy(), np.ones((2, 2)))
+
+
+@pytest.mark.parametrize(
+    "data", ['{"data": 3}', '{"codes": {"$array": ["int64", [1, 1], "AAAAAAAAAAA="]}}',
+             '{"data": {"$array": ["int64", [1, 2], "AAAAAAAAAAA="]}}',
+             '{"data": {"$array": ["string", [1, 1], [4]]}}']
+)  # fmt: skip
+def test_data_of_a_constant_must_fit(data):
+    text = f"graph g opset 21 {{\n  constant %c: int64[1] encoding i64 data {data}\n}}\n"
+    with pytest.raises(GraphError, match="line 2"):
+        parse(text)
