@@ -204,12 +204,12 @@ class Graph:
                 value._uses[node, index] = None
         for value in node.outputs:
             value.producer = node
-        position = len(self.nodes) if before is None else self._position(before)
+        position = len(self.nodes) if before is None else self.position(before)
         node._place = position - self._drift
         self.nodes.insert(position, node)
         return node
 
-    def _position(self, node: Node) -> int:
+    def position(self, node: Node) -> int:
         """Return the index of a node: near its old one, moved as far as the last one found was.
 
         Raises:
@@ -235,7 +235,7 @@ class Graph:
         for value in node.outputs:
             if value.uses or value in self.outputs:
                 raise ValueError(f"{node.label} is still used")
-        position = self._position(node)
+        position = self.position(node)
         self._unlink(node)
         del self.nodes[position]
 

@@ -154,6 +154,7 @@ def spec_of(node: Node) -> OpSpec:
     return op_spec(op_key(node.op, node.domain), node.since_version)
 
 
+@cache
 def since_version(key: str, opset: int) -> int | None:
     """Return the version of an operator that an opset has, None where it has none yet.
 

@@ -22,8 +22,7 @@ def siblings(graph: Graph, value: Value) -> list[Node]:
         same_bias = not found or has_bias(node) == has_bias(found[0])
         if same_layer and same_bias and len(found) < MAX_GROUP:
             found.append(node)
-    order = {id(node): index for index, node in enumerate(graph.nodes)}
-    return sorted(found, key=lambda node: order[id(node)])
+    return sorted(found, key=graph.position) if len(found) > 1 else found
 
 
 def has_bias(node: Node) -> bool:
