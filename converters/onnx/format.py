@@ -9,6 +9,11 @@ from halfbyte.ir.model import Model
 from halfbyte.ir.profile import Profile
 
 
+def _file(path: Path) -> Path:
+    """Return the model's file: language models may stand in a folder of their own."""
+    return path / "model.onnx" if path.is_dir() else path
+
+
 class OnnxFormat:
     """Read and write `.onnx` files; flavour `ort` uses onnxruntime's own operators."""
 
@@ -16,16 +21,16 @@ class OnnxFormat:
     extensions: tuple[str, ...] = (".onnx",)
 
     def detect(self, path: Path) -> bool:
-        """Whether the file is a ModelProto."""
+        """Whether the file, or `model.onnx` in a folder, is a ModelProto."""
         from halfbyte.converters.onnx.detect import is_onnx
 
-        return is_onnx(path)
+        return is_onnx(_file(path))
 
     def read(self, path: Path, options: ReadOptions) -> Model:
         """Return the model at `path`; see `reader.read_model`."""
         from halfbyte.converters.onnx.reader import read_model
 
-        return read_model(path)
+        return read_model(_file(path))
 
     def verify_content(self, path: Path, threads: int) -> None:
         """Check files of external data against the SHA-1 that the model gives, if any.
@@ -36,7 +41,7 @@ class OnnxFormat:
         from halfbyte.converters.onnx.external_data import verify_checksums
         from halfbyte.converters.onnx.reader import read_checksums
 
-        verify_checksums(read_checksums(path))
+        verify_checksums(read_checksums(_file(path)))
 
     def profile(self, flavour: str = "") -> Profile:
         """Return what the container can hold in a flavour.

@@ -269,6 +269,16 @@ def test_a_folder_gets_everything_that_onnxruntime_genai_wants(tmp_path):
     assert config["search"]["max_length"] == config["model"]["context_length"] == 64
 
 
+def test_a_written_folder_is_opened_as_it_is(tmp_path):
+    import halfbyte
+
+    model = tiny_model("llama")
+    write(model, tmp_path / "out", "ort")
+    assert halfbyte.open(tmp_path / "out").tokenizer == model.tokenizer
+    report = halfbyte.convert(tmp_path / "out", tmp_path / "m.gguf")
+    assert {tensor.verdict for tensor in report.tensors} == {"exact"}
+
+
 def test_a_model_without_an_end_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "halfbyte"):
         write(random_model("llama"), tmp_path / "m.onnx", "ort")
