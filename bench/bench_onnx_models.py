@@ -3,8 +3,9 @@
     python bench/bench_onnx_models.py MODEL.onnx ... [--threads 1 2] [--rounds N] [--length N]
 
 Runs of both alternate, so that other work on the machine meets both; with one thread the processor
-time of that thread counts, else wall time. Medians and the ratio of medians are printed (below 1:
-halfbyte is faster). Symbolic dimensions become 1, those after the first `--length`.
+time of that thread counts, else wall time. Printed are the best times, their ratio (below 1:
+halfbyte is faster), and the ratio of medians, which a busy machine moves more. Symbolic dimensions
+become 1, those after the first `--length`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from halfbyte.runtime.session import Session
 
-SECONDS = 3.0
+SECONDS = 2.0
 # Relative to the largest value of an output; int8 models round differently in every runtime.
 TOLERANCE = 1e-4
 
@@ -53,8 +54,8 @@ def reference(path: Path, threads: int) -> Any:
 
 def alternating(
     functions: dict[str, Callable[[], object]], threads: int, rounds: int
-) -> dict[str, float]:
-    """Return the median seconds of each function."""
+) -> dict[str, list[float]]:
+    """Return the seconds of each call of each function."""
     clock = time.thread_time if threads == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
@@ -65,7 +66,7 @@ def alternating(
             started = clock()
             function()
             times[name].append(clock() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def difference(ours: dict[str, np.ndarray], theirs: list[np.ndarray]) -> float:
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64)
     options = parser.parse_args()
     print(
-        f"{'model':<26}{'threads':>8}{'halfbyte ms':>13}{'onnxruntime ms':>16}{'ratio':>8}  error"
+        f"{'model':<26}{'threads':>8}{'halfbyte ms':>13}{'onnxruntime ms':>16}{'ratio':>8}{'medians':>9}  error"
     )
     for path in options.models:
         for threads in options.threads:
@@ -102,11 +103,13 @@ def main() -> None:
                 "theirs": lambda s=theirs, f=feeds: s.run(None, f),
             }
             found = alternating(runs, threads, options.rounds)
+            best = {name: 1e3 * min(values) for name, values in found.items()}
+            middle = {name: statistics.median(values) for name, values in found.items()}
             note = "" if error < TOLERANCE else "  (int8?)"
             print(
-                f"{path.stem:<26}{threads:>8}{1e3 * found['ours']:>13.3f}"
-                f"{1e3 * found['theirs']:>16.3f}{found['ours'] / found['theirs']:>8.2f}"
-                f"  {error:.1e}{note}",
+                f"{path.stem:<26}{threads:>8}{best['ours']:>13.3f}{best['theirs']:>16.3f}"
+                f"{best['ours'] / best['theirs']:>8.2f}"
+                f"{middle['ours'] / middle['theirs']:>9.2f}  {error:.1e}{note}",
                 flush=True,
             )
 
