@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from halfbyte.ir.encodings import encoding_from_name
+from halfbyte.ir.encodings.affine import pack_bits
 from halfbyte.ir.model import Model
 from halfbyte.ir.roles import Role, WeightKey
 
@@ -32,9 +34,27 @@ class GenaiGraph:
         self.nodes.append(helper.make_node(op, inputs, [output], domain=domain, **kw))
         return output
 
+    def product(self, x: str, weight: np.ndarray, name: str) -> str:
+        """Add a product, with a weight in blocks of 16 codes if `blocks` is set."""
+        if not self.settings.get("blocks"):
+            return self.node(
+                "MatMul", [x, self.constant(f"{name}.weight", weight.T)], f"{name}/out"
+            )
+        rows, columns = weight.shape
+        encoding = encoding_from_name("int4-g16-asym-f32")
+        parts = encoding.encode(np.ascontiguousarray(weight, np.float32))
+        zeros = pack_bits(np.asarray(parts["zero_points"]), 4)
+        inputs = [
+            x,
+            self.constant(f"{name}.weight", parts["codes"].reshape(rows, columns // 16, 8)),
+            self.constant(f"{name}.scales", parts["scales"]),
+            self.constant(f"{name}.zeros", zeros),
+        ]
+        sizes = {"K": columns, "N": rows, "bits": 4, "block_size": 16}
+        return self.node("MatMulNBits", inputs, f"{name}/out", domain=MS, **sizes)
+
     def linear(self, x: str, key: WeightKey, name: str) -> str:
-        weight = self.weights[key]
-        out = self.node("MatMul", [x, self.constant(f"{name}.weight", weight.T)], f"{name}/out")
+        out = self.product(x, self.weights[key], name)
         bias = self.weights.get(key._replace(kind="bias"))
         if bias is None:
             return out
@@ -153,9 +173,8 @@ class GenaiGraph:
         embedding = self.weights[WeightKey(Role.TOKEN_EMBEDDING)]
         tied = WeightKey(Role.OUTPUT_HEAD) not in self.weights
         if tied:
-            turned = self.node("Transpose", ["head.weight"], "table", perm=[1, 0])
             self.weights[WeightKey(Role.OUTPUT_HEAD)] = embedding
-            x = self.node("Gather", [turned, "input_ids"], "embedded")
+            x = self.tied_lookup(embedding)
         else:
             x = self.node("Gather", [self.constant("table", embedding), "input_ids"], "embedded")
         skip = ""
@@ -167,6 +186,19 @@ class GenaiGraph:
         self.node("Identity", ["head/out"], "logits")
         onnx.save(self.proto(), path)
         return path
+
+    def tied_lookup(self, embedding: np.ndarray) -> str:
+        """Look up rows of the head's weight."""
+        if not self.settings.get("blocks"):
+            turned = self.node("Transpose", ["head.weight"], "table", perm=[1, 0])
+            return self.node("Gather", [turned, "input_ids"], "embedded")
+        rows, columns = embedding.shape
+        shape = self.constant("table_shape", np.asarray([rows, columns // 2], np.int64))
+        table = self.node("Reshape", ["head.weight", shape], "table")
+        return self.node(
+            "GatherBlockQuantized", [table, "input_ids", "head.scales", "head.zeros"], "embedded",
+            domain=MS, bits=4, block_size=16, gather_axis=0, quantize_axis=1,
+        )  # fmt: skip
 
     def proto(self) -> Any:
         kind, config = onnx.TensorProto, self.config

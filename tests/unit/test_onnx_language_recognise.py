@@ -9,7 +9,7 @@ import pytest
 
 from halfbyte.converters.format import WriteOptions
 from halfbyte.converters.gguf.format import GGUF
-from halfbyte.converters.onnx.reader import read_model
+from halfbyte.converters.onnx.reader import read_graph_model, read_model
 from halfbyte.runtime.session import Session
 from support.genai_graphs import GenaiGraph
 from support.model_folders import byte_level_tokenizer
@@ -41,6 +41,34 @@ def test_a_decoder_is_recognised(architecture, packed, overrides, tmp_path):
     assert [found.config[key] for key in same] == [model.config[key] for key in same]
     assert found.config["tie_word_embeddings"] == model.config["tie_word_embeddings"]
     np.testing.assert_array_equal(logits(found), logits(model))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_quantized_blocks_are_recognised(architecture, tmp_path):
+    model = random_model(architecture, tie_word_embeddings=True)
+    path = GenaiGraph(model, blocks=True).save(tmp_path / "model.onnx")
+    found = read_model(path)
+    assert found.architecture == architecture, found.warnings
+    kinds = {str(t.encoding) for t in found.weights.values()}
+    assert kinds == {"int4-g16-asym-f32", "float32"}
+    plain = read_graph_model(path)
+    feeds = {
+        "input_ids": IDS,
+        "attention_mask": np.ones_like(IDS),
+        **{
+            value.name: np.zeros((1, 2, 0, 16), np.float32)
+            for value in plain.graph.inputs
+            if value.name.startswith("past")
+        },
+    }
+    as_graph = Session(plain).run(feeds)["logits"]
+    np.testing.assert_allclose(logits(found), as_graph, atol=4e-6 * np.abs(as_graph).max())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_blocks_of_untied_models(packed, tmp_path):
+    graph = GenaiGraph(random_model("llama"), packed=packed, blocks=True)
+    assert read_model(graph.save(tmp_path / "model.onnx")).architecture == "llama"
 
 
 def test_a_window_makes_it_mistral(tmp_path):
