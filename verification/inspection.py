@@ -145,6 +145,8 @@ def _graph_facts(model: Model) -> _GraphFacts:
         check(graph)
     except HalfbyteError as error:
         return _GraphFacts(operators, opsets, inputs, outputs, [str(error)])
+    if model.stored_graph is not None:
+        return _GraphFacts(operators, opsets, inputs, outputs, [])
     names = Counter(f"{n.domain}.{n.op}" if n.domain else n.op for n in graph.nodes)
     return _GraphFacts(
         operators or dict(sorted(names.items())),

@@ -53,7 +53,10 @@ def read_model(path: Path) -> Model:
             buffer, message = parse(path, data)
             found = language_model(buffer, message)
             if isinstance(found, Model):
-                return replace(found, stored_graph=partial(_stored_graph, path))
+                facts = _metadata(buffer, message, opsets_of(message.opset_import) or {"": 1})
+                del facts["metadata_props"]  # read into the model already
+                whole = {**found.metadata, "onnx": facts}
+                return replace(found, metadata=whole, stored_graph=partial(_stored_graph, path))
             return with_reason(_model(buffer, message), found)
     except RecursionError as error:
         raise FormatError(path, "nests graphs or calls too deep; simplify the model") from error
