@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from halfbyte.converters.format import Format, ReadOptions
     from halfbyte.ir.model import Model
 
+# Stricter tests first: the first that detects a path reads it. A folder with a checkpoint and ONNX
+# files is `hf`; with ONNX files only it is `onnx`, whatever config lies there.
 FORMATS: dict[str, str] = {
     "gguf": "halfbyte.converters.gguf.format:GGUF",
     "hb": "halfbyte.converters.native.format:NATIVE",

@@ -16,12 +16,17 @@ class HuggingFaceFormat:
     extensions: tuple[str, ...] = ()
 
     def detect(self, path: Path) -> bool:
-        """Whether `path` is a folder with weights or a config, or a safetensors or pickle file."""
+        """Whether `path` is a folder with weights or a config, or a safetensors or pickle file.
+
+        A folder with a config and no weights but ONNX files is left to that format.
+        """
         from halfbyte.converters.hugging_face.checkpoint import PICKLE_ENDINGS, has_weights
         from halfbyte.converters.hugging_face.safetensors import looks_like_safetensors
+        from halfbyte.converters.onnx.folder import holds_onnx
 
         if path.is_dir():
-            return (path / "config.json").is_file() or has_weights(path)
+            has_config = (path / "config.json").is_file()
+            return has_weights(path) or (has_config and not holds_onnx(path))
         return looks_like_safetensors(path) or path.suffix in (".safetensors", *PICKLE_ENDINGS)
 
     def read(self, path: Path, options: ReadOptions) -> Model:

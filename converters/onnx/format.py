@@ -9,11 +9,6 @@ from halfbyte.ir.model import Model
 from halfbyte.ir.profile import Profile
 
 
-def _file(path: Path) -> Path:
-    """Return the model's file: language models may stand in a folder of their own."""
-    return path / "model.onnx" if path.is_dir() else path
-
-
 class OnnxFormat:
     """Read and write `.onnx` files; flavour `ort` uses onnxruntime's own operators."""
 
@@ -21,16 +16,18 @@ class OnnxFormat:
     extensions: tuple[str, ...] = (".onnx",)
 
     def detect(self, path: Path) -> bool:
-        """Whether the file, or `model.onnx` in a folder, is a ModelProto."""
+        """Whether the file is a ModelProto, or the folder holds ONNX files."""
         from halfbyte.converters.onnx.detect import is_onnx
+        from halfbyte.converters.onnx.folder import holds_onnx
 
-        return is_onnx(_file(path))
+        return holds_onnx(path) if path.is_dir() else is_onnx(path)
 
     def read(self, path: Path, options: ReadOptions) -> Model:
-        """Return the model at `path`; see `reader.read_model`."""
+        """Return the model at `path`, a file or a folder; see `reader.read_model`."""
+        from halfbyte.converters.onnx.folder import model_file
         from halfbyte.converters.onnx.reader import read_model
 
-        return read_model(_file(path))
+        return read_model(model_file(path))
 
     def verify_content(self, path: Path, threads: int) -> None:
         """Check files of external data against the SHA-1 that the model gives, if any.
@@ -39,9 +36,10 @@ class OnnxFormat:
             FormatError: a hash does not match.
         """
         from halfbyte.converters.onnx.external_data import verify_checksums
+        from halfbyte.converters.onnx.folder import model_file
         from halfbyte.converters.onnx.reader import read_checksums
 
-        verify_checksums(read_checksums(_file(path)))
+        verify_checksums(read_checksums(model_file(path)))
 
     def profile(self, flavour: str = "") -> Profile:
         """Return what the container can hold in a flavour.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from halfbyte.converters.onnx.contrib.stored_blocks import affine_from_blocks
+from halfbyte.converters.onnx.folder import text_folder
 from halfbyte.converters.onnx.genai import CONFIG_FILE
 from halfbyte.converters.onnx.language.pattern import (
     Decoder,
@@ -340,7 +341,7 @@ def _with_files(model: Model, path: Path, described: Mapping[str, Any]) -> Model
     from halfbyte.converters.hugging_face.directory import read_text_files
     from halfbyte.converters.hugging_face.safetensors import parse_json
 
-    files = read_text_files(path.parent)
+    files = read_text_files(text_folder(path))
     generation: dict[str, Any] = {}
     name = "generation_config.json"
     if name in files:

@@ -114,3 +114,21 @@ def test_through_a_native_file_and_back(cli, tmp_path):
         assert cli("convert", *pair).code == 0
     assert back.read_bytes() == direct.read_bytes()
     assert cli("inspect", native, "--json").json()["problems"] == []
+
+
+@pytest.mark.parametrize("place", ["model.onnx", "onnx/model.onnx"])
+def test_a_folder_with_one_model_is_that_model(cli, fails, tmp_path, place):
+    folder = tmp_path / "exported"
+    (folder / "onnx").mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "vit"}')
+    save(folder / place, WEIGHT)
+    found = cli("inspect", folder, "--json").json()
+    assert (found["format"], found["problems"], found["parameters"]) == ("onnx", [], 12)
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 3), np.float32))
+    arguments = ("--input", tmp_path / "x.npz", "--output", tmp_path / "y.npz")
+    assert cli("run", folder, *arguments).code == 0
+    assert cli("convert", folder, tmp_path / "out.onnx").code == 0
+    same = cli("verify", folder, tmp_path / "out.onnx", "--data", tmp_path / "x.npz", "--json")
+    assert same.json()["outputs"][0]["max_abs_error"] == 0
+    save(folder / "onnx" / "other.onnx", WEIGHT)
+    assert "2 ONNX models lie there (" in fails("inspect", folder)
