@@ -53,7 +53,8 @@ def fits(bound: BoundNode, out: Slot) -> bool:
     """Whether inputs and output hold float32 images with one or two spatial axes."""
     shape = out.shape or ()
     given = [slot for slot in bound.inputs if slot is not None]
-    return floats(*given, out) and len(shape) - 2 in SPATIAL_RANKS and 0 not in shape
+    empty = any(0 in (slot.shape or ()) for slot in [*given, out])
+    return floats(*given, out) and len(shape) - 2 in SPATIAL_RANKS and not empty
 
 
 def packed_weight(
