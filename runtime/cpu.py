@@ -36,6 +36,10 @@ NUMPY_BINARY: dict[str, Any] = {
     "Greater": np.greater,
     "Less": np.less,
     "Equal": np.equal,
+    "GreaterOrEqual": np.greater_equal,
+    "LessOrEqual": np.less_equal,
+    "And": np.logical_and,
+    "Or": np.logical_or,
 }
 
 
@@ -354,7 +358,7 @@ def bind_binary(backend: CpuBackend, bound: BoundNode) -> Step | None:
 
 def bind_cast(backend: CpuBackend, bound: BoundNode) -> Step | None:
     """Cast between plain numbers."""
-    plain = ("float32", "float64", "int64", "int32")
+    plain = ("float32", "float64", "int64", "int32", "bool")
     source, out = bound.inputs[0], bound.outputs[0]
     if source is None or source.array is None or {source.dtype, out.dtype} - set(plain):
         return None
