@@ -16,21 +16,19 @@ if TYPE_CHECKING:
 
 
 def _run_arrays(model: Model, arrays: str, output: str, options: dict[str, Any]) -> dict[str, Any]:
-    import numpy as np
-
-    from halfbyte.evaluation_data import read_arrays
-    from halfbyte.files import atomic_file
+    from halfbyte.array_files import read_inputs, write_arrays
+    from halfbyte.ir.dtypes import dtype_of
     from halfbyte.pipeline import session as open_session
+    from halfbyte.verification.outputs import flat
 
-    results = open_session(model, **options).run(read_arrays(arrays))
+    results = open_session(model, **options).run(read_inputs(arrays, model.graph))
     if output:
-        with atomic_file(output) as stream:
-            np.savez(stream, allow_pickle=False, **results)
+        write_arrays(output, results)
     return {
         "output": output,
         "outputs": [
-            {"name": name, "shape": list(array.shape), "dtype": str(array.dtype)}
-            for name, array in results.items()
+            {"name": name, "shape": list(array.shape), "dtype": dtype_of(array)}
+            for name, array in flat(results).items()
         ],
     }
 

@@ -275,15 +275,36 @@ def converted(value: Value, array: Array) -> Array:
     Raises:
         HalfbyteError: the conversion would lose values.
     """
-    wanted, found = value.dtype or dtype_of(array), dtype_of(array)
-    safe = wanted == found or array.size == 0
-    safe = safe or (wanted in FLOATING and found in FLOATING)
-    safe = safe or (wanted in INTEGERS and found in INTEGERS and (not wanted.startswith("u")))
-    if not safe and not (wanted in INTEGERS and found in INTEGERS and found.startswith("u")):
+    wanted = value.dtype or dtype_of(array)
+    dtype = numpy_dtype(wanted)
+    if array.dtype.kind == "V" and array.dtype.names is None and array.itemsize == dtype.itemsize:
+        array = array.view(dtype)  # numpy's files do not know the names of ml_dtypes
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8", "surrogateescape")
+    found = dtype_of(array)
+    numbers = FLOATING if wanted in FLOATING else INTEGERS if wanted in INTEGERS else ()
+    if wanted != found and array.size and found not in numbers:
         raise HalfbyteError(
             f"session: input {value.name!r} is {found}, {wanted} was required; convert it"
         )
-    return array.astype(numpy_dtype(wanted), copy=False)
+    with np.errstate(over="ignore"):
+        result = array.astype(dtype, copy=False)
+    if wanted != found and array.size:
+        _check_values(value, array, result)
+    return result
+
+
+def _check_values(value: Value, array: Array, result: Array) -> None:
+    """Check that no integer changed and no float left the range."""
+    if result.dtype.name in INTEGERS:
+        lost = (result.astype(array.dtype) != array) | ((result < 0) != (array < 0))
+    else:
+        lost = np.isfinite(array.astype(np.float64)) & ~np.isfinite(result.astype(np.float64))
+    if lost.any():
+        raise HalfbyteError(
+            f"session: input {value.name!r} holds {array[lost][0]}, which {result.dtype} cannot "
+            "hold; give values in its range"
+        )
 
 
 def check_dims(value: Value, array: Array, symbols: dict[str, int]) -> None:
@@ -295,9 +316,10 @@ def check_dims(value: Value, array: Array, symbols: dict[str, int]) -> None:
     for wanted, found in zip(value.shape or (), getattr(array, "shape", ()), strict=False):
         expected = symbols.setdefault(wanted, found) if isinstance(wanted, str) else wanted
         if wanted != "?" and expected != found:
+            meant = f" with {wanted} = {expected}" if isinstance(wanted, str) else ""
             raise HalfbyteError(
                 f"session: input {value.name!r} has shape {list(array.shape)}, "
-                f"{wanted} = {expected} was required"
+                f"[{', '.join(map(str, value.shape or ()))}]{meant} was required"
             )
 
 

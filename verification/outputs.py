@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import HalfbyteError, UnsupportedError
+from halfbyte.ir.dtypes import FLOATING, INTEGERS, numpy_dtype
 from halfbyte.ir.graph import Graph
 from halfbyte.verification.metrics import output_error
 from halfbyte.verification.stored_graph import Runnable
 
 RANDOM_SEED = 20240229
 SYMBOL_SIZE = 8
+MADE = FLOATING | INTEGERS | {"bool"}
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -27,8 +29,13 @@ def random_inputs(graph: Graph, batches: int = 4) -> list[dict[str, NDArray[Any]
         inputs = {}
         for value in graph.inputs:
             shape = [SYMBOL_SIZE if isinstance(dim, str) else dim for dim in value.shape or ()]
-            dtype = np.dtype(value.dtype or "float32")
-            if dtype.kind == "f":
+            name = value.dtype or "float32"
+            if name not in MADE:
+                raise UnsupportedError(
+                    f"making an input of type {name}", f"input {value.name!r}", advice="give --data"
+                )
+            dtype = numpy_dtype(name)
+            if name in FLOATING:
                 inputs[value.name] = generator.standard_normal(shape).astype(dtype)
             else:
                 inputs[value.name] = generator.integers(0, 2, shape).astype(dtype)
@@ -48,7 +55,7 @@ def compare(
     """
     collected: dict[str, tuple[list[NDArray[Any]], list[NDArray[Any]]]] = {}
     for inputs in batches:
-        first, second = reference.run(dict(inputs)), candidate.run(dict(inputs))
+        first, second = (flat(model.run(dict(inputs))) for model in (reference, candidate))
         shared = [name for name in first if name in second]
         if not shared:
             raise HalfbyteError(
@@ -63,12 +70,30 @@ def compare(
                     "compare two forms of the same model"
                 )
             pair = collected.setdefault(name, ([], []))
-            pair[0].append(np.asarray(array).ravel())
-            pair[1].append(np.asarray(second[name]).ravel())
+            for figures, values in zip(pair, _figures(array, second[name]), strict=True):
+                figures.append(values.ravel())
     return [
         {"name": name, **output_error.summarize(np.concatenate(a), np.concatenate(b))}
         for name, (a, b) in collected.items()
     ]
+
+
+def flat(results: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Return outputs by name, the elements of a sequence one by one, no empty optionals."""
+    found: dict[str, NDArray[Any]] = {}
+    for name, value in results.items():
+        if isinstance(value, list):
+            found |= flat({f"{name}.{index}": element for index, element in enumerate(value)})
+        elif value is not None:
+            found[name] = np.asarray(value)
+    return found
+
+
+def _figures(first: NDArray[Any], second: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return two outputs as numbers; for strings 1, and 1 where they are equal."""
+    if first.dtype.kind not in "OUS":
+        return first, second
+    return np.ones(first.shape), (first == second).astype(np.float64)
 
 
 def worst(outputs: list[dict[str, Any]]) -> dict[str, float]:

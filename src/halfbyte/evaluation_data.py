@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.array_files import read_inputs
 from halfbyte.errors import FormatError, HalfbyteError
 from halfbyte.ir.model import Model
 
@@ -51,25 +52,6 @@ def read_text(path: str | Path | None) -> str:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(path, "is not UTF-8 text; convert it first", error.start) from None
-
-
-def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays of an .npz file by name, never unpickling.
-
-    Raises:
-        FormatError: the file is no .npz or holds Python objects.
-    """
-    if not Path(path).is_file():
-        raise HalfbyteError(f"{path}: no such file; check the path")
-    try:
-        with Path(path).open("rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("one array without a name")
-            with archive:
-                return {name: archive[name] for name in archive.files}
-    except Exception as error:  # numpy, zipfile, zlib and tokenize each raise their own
-        raise FormatError(path, f"is not an .npz of plain arrays ({error})") from None
 
 
 class _Agreement:
@@ -119,7 +101,7 @@ def evaluation_data(reference: Model, candidate: Model, data: str | Path | None)
         HalfbyteError: the data does not fit the models, or their tokenizers disagree.
     """
     if data is not None and Path(data).suffix == ".npz":
-        return EvaluationData(batches=[read_arrays(data)])
+        return EvaluationData(batches=[read_inputs(data, reference.graph)])
     if is_language_model(reference):
         if not is_language_model(candidate):
             raise HalfbyteError(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.onnx_wire import INT64, floats, graph, model, node, tensor, value
+from support.onnx_wire import INT64, STRING, floats, graph, model, node, tensor, value
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4) / 8
 
@@ -132,3 +132,17 @@ def test_a_folder_with_one_model_is_that_model(cli, fails, tmp_path, place):
     assert same.json()["outputs"][0]["max_abs_error"] == 0
     save(folder / "onnx" / "other.onnx", WEIGHT)
     assert "2 ONNX models lie there (" in fails("inspect", folder)
+
+
+def test_strings_go_through_run(cli, tmp_path):
+    kinds = [value("x", ("n",), STRING)], [value("y", ("n",), STRING)]
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model(graph([node("Identity", ["x"], ["y"])], [], *kinds)))
+    np.savez(tmp_path / "x.npz", x=np.array(["ü", "long text"]))
+    found = cli(
+        "run", path, "--input", tmp_path / "x.npz", "--output", tmp_path / "y.npz", "--json"
+    )
+    assert found.json()["outputs"] == [{"name": "y", "shape": [2], "dtype": "string"}]
+    with np.load(tmp_path / "y.npz") as arrays:
+        assert arrays["y"].tolist() == ["ü", "long text"]
+    assert cli("verify", path, path, "--data", tmp_path / "x.npz", "--max-abs-error", 0).code == 0

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from halfbyte.array_files import read_arrays
 from halfbyte.errors import FormatError, HalfbyteError
 from halfbyte.evaluation_data import (
     ENCODER_LINES,
     ENCODER_TOKENS,
     evaluation_data,
     is_language_model,
-    read_arrays,
     read_text,
 )
 from halfbyte.ir.graph import Graph

@@ -1,0 +1,1 @@
+../../src/halfbyte/array_files.py
