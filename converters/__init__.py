@@ -66,7 +66,10 @@ def format_for_output(path: Path, to: str = "") -> tuple[Format, str]:
             return candidate, ""
     if path.suffix:
         raise UnsupportedError(
-            f"ending {path.suffix!r}", str(path), [".gguf", ".hb", ".onnx", "a folder"], "or give --to"
+            f"ending {path.suffix!r}",
+            str(path),
+            [".gguf", ".hb", ".onnx", "a folder"],
+            "or give --to",
         )
     return get_format("hf"), ""
 

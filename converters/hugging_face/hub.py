@@ -1,6 +1,7 @@
 """The Hugging Face hub: fetch what a model needs, upload what was written.
 
-`org/name[@revision]` stands for a repository, `org/name/file.gguf[@revision]` for one file of it.
+`org/name[@revision]` stands for a repository, `org/name/file.gguf[@revision]` for one file of it; an
+ONNX file brings its files of data, config and tokenizer along.
 huggingface-hub finds the token, keeps the cache, resumes broken transfers and works offline from
 the cache (HF_HUB_OFFLINE=1); HF_ENDPOINT names another server.
 """
@@ -12,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeVar
 
 from halfbyte.converters.hugging_face.checkpoint import (
@@ -22,7 +23,8 @@ from halfbyte.converters.hugging_face.checkpoint import (
     SAFETENSORS_INDEX,
 )
 from halfbyte.converters.hugging_face.directory import TEXT_FILES
-from halfbyte.errors import HalfbyteError, UnsupportedError
+from halfbyte.converters.onnx.folder import ENDING, GENAI_FILE, genai_model, listed, read_genai
+from halfbyte.errors import FormatError, HalfbyteError, UnsupportedError
 
 Result = TypeVar("Result")
 
@@ -79,7 +81,7 @@ def resolve(source: str, revision: str = "", allow_pickle: bool = True) -> Path:
         )
     _quiet_unless_terminal()
     if found.file:
-        return _file(found, found.file)
+        return (_onnx_file if found.file.endswith(ENDING) else _file)(found, found.file)
     return _repository(found, allow_pickle)
 
 
@@ -146,7 +148,7 @@ def _file(found: HubId, name: str) -> Path:
 
 def _repository(found: HubId, allow_pickle: bool) -> Path:
     """Return the local folder of a repository with the files that are needed, or its one file."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     revision = found.revision or None
@@ -165,6 +167,8 @@ def _repository(found: HubId, allow_pickle: bool) -> Path:
         patterns = [glob.escape(name) for name in TEXT_FILES]
     else:
         wanted = wanted_files(names)
+        if not wanted and (name := _onnx_name(found, names)):
+            return _onnx_file(found, name)
         if len(wanted) == 1 and wanted[0].endswith(SINGLE_FILES):
             return _file(found, wanted[0])
         if not wanted:
@@ -176,17 +180,64 @@ def _repository(found: HubId, allow_pickle: bool) -> Path:
                 advice="give --allow-pickle to read it",
             )
         patterns = [glob.escape(name) for name in wanted]
+    return _snapshot(found, patterns, only_cached=names is None)
+
+
+def _snapshot(found: HubId, patterns: list[str], *, only_cached: bool = False) -> Path:
+    from huggingface_hub import snapshot_download
 
     def download() -> str:
         return snapshot_download(
             found.repository,
-            revision=revision,
+            revision=found.revision or None,
             allow_patterns=patterns,
-            local_files_only=names is None,
+            local_files_only=only_cached,
             library_name="halfbyte",
         )
 
     return Path(_reported(found, download, "downloaded"))
+
+
+def _onnx_file(found: HubId, name: str) -> Path:
+    """Return the local path of an ONNX file, fetched with what it names and what lies around it."""
+    from halfbyte.converters.onnx.reader import external_locations
+
+    try:
+        locations = external_locations(_file(found, name))
+    except FormatError:
+        locations = []  # opening the file says what is wrong with it
+    beside = PurePosixPath(name).parent
+    texts = [*TEXT_FILES, GENAI_FILE]
+    around = [str(beside / text) for text in (*texts, *locations)]
+    wanted = dict.fromkeys([name, *texts, *around])
+    return _snapshot(found, [glob.escape(each) for each in wanted]) / name
+
+
+def _onnx_name(found: HubId, names: Iterable[str]) -> str:
+    """Return the one ONNX file of a repository, or the one that its genai_config.json names.
+
+    Empty where there is none, and where files of other formats compete.
+
+    Raises:
+        HalfbyteError: there are several.
+    """
+    present = set(names)
+    models = sorted(name for name in present if name.endswith(ENDING))
+    if not models or any(name.endswith(SINGLE_FILES) for name in present):
+        return ""
+    if GENAI_FILE in present:
+        config = _file(found, GENAI_FILE)
+        named = genai_model(read_genai(config), config)
+        if named in present:
+            return named
+        rule = f"names the model {named!r}, which the repository lacks; name the file"
+        raise FormatError(config, rule)
+    if len(models) > 1:
+        raise HalfbyteError(
+            f"{found}: {listed(models)}, one was required; "
+            f"name it as {found.repository}/{models[0]}"
+        )
+    return models[0]
 
 
 def wanted_files(names: Iterable[str]) -> list[str]:
@@ -225,7 +276,7 @@ def _refuse_content(found: HubId, names: list[str]) -> NoReturn:
             f"name it as {found.repository}/{single[0]}"
         )
     raise HalfbyteError(
-        f"{found}: no weights there that can be read (safetensors, pytorch_model.bin, GGUF, .hb)"
+        f"{found}: no weights there that can be read (safetensors, pytorch_model.bin, GGUF, .hb, ONNX)"
     )
 
 

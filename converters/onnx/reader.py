@@ -7,7 +7,7 @@ any file can be inspected.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from halfbyte.converters.onnx.language.reading import language_model, with_reaso
 from halfbyte.converters.onnx.messages import (
     GraphMessage,
     ModelMessage,
+    SparseTensorMessage,
     TensorMessage,
     ValueInfoMessage,
 )
@@ -90,6 +91,23 @@ def read_checksums(path: Path) -> dict[str, str]:
         return reader.checksums
 
 
+def external_locations(path: Path) -> list[str]:
+    """Return the names of the files of data that an ONNX file reads; they need not be there.
+
+    Raises:
+        FormatError: the file breaks a rule.
+    """
+    with mapped(path) as data:
+        _, message = parse(path, data)
+        found = {
+            pair.value: None
+            for tensor in _tensors(message)
+            for pair in tensor.external_data
+            if pair.key == "location"
+        }
+    return list(found)
+
+
 def _tensors(message: ModelMessage) -> Iterator[TensorMessage]:
     """Yield the initializers of all graphs and the tensors that nodes hold."""
     groups = [function.node for function in message.functions]
@@ -98,11 +116,19 @@ def _tensors(message: ModelMessage) -> Iterator[TensorMessage]:
         if graphs:
             graph = graphs.pop()
             yield from graph.initializer
+            yield from _sparse_parts(graph.sparse_initializer)
             groups.append(graph.node)
         nodes = groups.pop()
         graphs += [graph for _, graph in inner_graphs(nodes)]
-        for node in nodes:
-            yield from (a.t for a in node.attribute if a.t is not None)
+        for attribute in (held for node in nodes for held in node.attribute):
+            yield from (t for t in (attribute.t, *attribute.tensors) if t is not None)
+            yield from _sparse_parts((attribute.sparse_tensor, *attribute.sparse_tensors))
+
+
+def _sparse_parts(tensors: Iterable[SparseTensorMessage | None]) -> Iterator[TensorMessage]:
+    for tensor in tensors:
+        if tensor is not None:
+            yield from (part for part in (tensor.values, tensor.indices) if part is not None)
 
 
 def _model(buffer: Buffer, message: ModelMessage) -> Model:

@@ -15,11 +15,16 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub.constants
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LFS_BYTES = 1000
+TOKEN = "hf_testtoken"
 
 
 @dataclass
@@ -95,6 +100,21 @@ def running_hub() -> Iterator[HubServer]:
         yield hub
     finally:
         hub.stop()
+
+
+@contextlib.contextmanager
+def connected_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """Yield a hub that huggingface-hub talks to in this process, with a cache of its own."""
+    constants = huggingface_hub.constants
+    with running_hub() as server:
+        address = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield server
 
 
 def git_blob_id(content: bytes) -> str:

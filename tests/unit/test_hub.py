@@ -23,12 +23,11 @@ from halfbyte.converters.hugging_face.hub import (
     wanted_files,
 )
 from halfbyte.errors import HalfbyteError, UnsupportedError
-from support.hub_server import COMMIT, HubServer, Repository, running_hub
+from support.hub_server import COMMIT, TOKEN, HubServer, Repository, connected_hub
 
 # huggingface-hub uploads with an argument that its own HTTP client deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
-TOKEN = "hf_testtoken"
 WEIGHTS = np.arange(64, dtype=np.float32).reshape(8, 8)
 
 
@@ -40,18 +39,7 @@ def safetensors_bytes() -> bytes:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    constants = huggingface_hub.constants
-    with running_hub() as server:
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            server.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with connected_hub(tmp_path / "cache", monkeypatch) as server:
         yield server
 
 
@@ -255,7 +243,7 @@ def test_several_models_in_a_repository(hub: HubServer) -> None:
         HalfbyteError, match=r"2 models lie there \(a\.gguf, b\.gguf\).*many/a\.gguf"
     ):
         resolve("org/many")
-    hub.repositories["org/none"] = Repository({"model.onnx": b""})
+    hub.repositories["org/none"] = Repository({"model.h5": b""})
     with pytest.raises(HalfbyteError, match="org/none: no weights there"):
         resolve("org/none")
 

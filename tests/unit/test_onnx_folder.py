@@ -13,7 +13,7 @@ from halfbyte.converters import FORMATS, detect, get_format, read
 from halfbyte.converters.onnx.folder import holds_onnx, model_file, onnx_files, text_folder
 from halfbyte.errors import FormatError
 from halfbyte.runtime.session import Session
-from support.onnx_wire import external, floats, graph, model, node, value
+from support.onnx_wire import external, floats, graph, model, node
 
 CONFIG = json.dumps({"model_type": "vit"})
 
