@@ -96,13 +96,13 @@ def add(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any], /) -> None: ...
 def mul(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any], /) -> None: ...
 def integer_panel() -> int: ...
 def integer_shift() -> int: ...
-def integer_row_step() -> int: ...
-def spread_bytes(rows: NDArray[Any], out: NDArray[Any], /) -> None: ...
+def integers_saturate() -> bool: ...
 def pack_bytes(b: NDArray[Any], n: int, k: int, b_rows: bool, out: NDArray[Any], /) -> None: ...
 def byte_product(
     a: NDArray[Any],
     b: NDArray[Any],
     n: int,
+    narrow: bool,
     offset: NDArray[Any],
     weight_zero: NDArray[Any] | None,
     scale: NDArray[Any],
@@ -118,7 +118,7 @@ def byte_conv(
     x: NDArray[Any],
     x_signed: bool,
     x_zero: int,
-    weight: NDArray[Any],
+    filters: list[Any],
     offset: NDArray[Any],
     weight_zero: NDArray[Any] | None,
     scale: NDArray[Any],
@@ -130,6 +130,18 @@ def byte_conv(
     kind: int,
     sizes: list[int],
     out: NDArray[Any],
+) -> None: ...
+def look_up_bytes(
+    table: NDArray[Any], x: NDArray[Any], floats: bool, out: NDArray[Any], /
+) -> None: ...
+def byte_lstm(
+    gates: NDArray[Any],
+    weights: tuple[Any, ...],
+    h: NDArray[Any],
+    c: NDArray[Any],
+    reverse: bool,
+    y: NDArray[Any],
+    /,
 ) -> None: ...
 def quantize_bytes(
     x: NDArray[Any], scale: float, zero: int, is_signed: bool, out: NDArray[Any], /

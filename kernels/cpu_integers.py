@@ -138,6 +138,10 @@ class ByteProduct:
         self._narrow = not (native().integers_saturate() and pairs_that_saturate(even).any())
         self._zero = self._sums.native_zero()
 
+    def packed(self) -> tuple[NDArray[np.uint8], bool, Int32, Int32 | None]:
+        """Return the packed matrix, whether no pair saturates, sums and zero points per column."""
+        return self._packed, self._narrow, self._sums.weights.astype(np.int32), self._zero
+
     def __call__(
         self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None
     ) -> NDArray[Any]:
@@ -308,7 +312,40 @@ def add(
     return out
 
 
-def look_up(table: Bytes, x: Bytes, out: Bytes) -> Bytes:
-    """Write table[x] into out; entry i of the table is of the byte that lies as i."""
-    native().look_up_bytes(unsigned(table), unsigned(x), out.view(np.uint8))
+def look_up(table: NDArray[Any], x: Bytes, out: NDArray[Any]) -> NDArray[Any]:
+    """Write table[x] into out; entry i of a table is of the byte that lies as i.
+
+    table: [256] or [channels, 256], channels being the last axis of x; bytes or float32.
+    """
+    floats = table.dtype == np.float32
+    if out.dtype != table.dtype:
+        raise ValueError(f"out is {out.dtype}, required {table.dtype} as the table")
+    held, memory = (table, out) if floats else (unsigned(table), out.view(np.uint8))
+    native().look_up_bytes(held, unsigned(x), floats, memory)
     return out
+
+
+class ByteRecurrence:
+    """Recurrent weights of one LSTM direction: [hidden, 4 * hidden] int8, gates i, o, f, c.
+
+    weight_zero: [4 * hidden] int32; scale: [4 * hidden].
+    """
+
+    def __init__(
+        self, weight: NDArray[np.int8], scale: Float32, weight_zero: Int32 | None = None
+    ) -> None:
+        """Pack the weights."""
+        if weight.ndim != 2 or weight.shape[1] != 4 * weight.shape[0]:
+            raise ValueError(f"weight has shape {weight.shape}, required [n, 4 * n]")
+        product = ByteProduct(weight, False, weight_zero)
+        self._held = product.packed()
+        self._scale = scale
+
+    def __call__(
+        self, gates: Float32, h: Float32, c: Float32, y: Float32, reverse: bool = False
+    ) -> None:
+        """Run over gates [steps, batch, 4 * hidden]; h and c become the last states.
+
+        y: [steps, batch, hidden], the hidden states.
+        """
+        native().byte_lstm(gates, (*self._held, self._scale), h, c, reverse, y)

@@ -287,6 +287,38 @@ def bind_dynamic(backend: HasPacked, bound: BoundNode) -> Step | None:
     return step
 
 
+def bind_look_up(backend: HasPacked, bound: BoundNode) -> Step | None:
+    """IntegerLookup in constant tables of bytes or float32."""
+    x, table, out = slot_at(bound, 0), constant_at(bound, 1), bound.outputs[0].value()
+    if x is None or x.dtype not in BYTES or table is None or out.dtype != table.dtype:
+        return None
+    if table.dtype.name not in (*BYTES, "float32"):
+        return None
+    held = np.ascontiguousarray(table)
+    return lambda: kernels.look_up(held, x.value(), out)
+
+
+def bind_lstm(backend: HasPacked, bound: BoundNode) -> Step | None:
+    """IntegerLSTM with constant weights."""
+    share, first_h, first_c = (slot_at(bound, index) for index in range(3))
+    weight, zero = signed_weight(bound, 3, 5)
+    scale = constant_at(bound, 4)
+    if weight is None or scale is None or not floats(share, first_h, first_c):
+        return None
+    assert share is not None and first_h is not None and first_c is not None
+    wide = weight.shape[1]
+    factors = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), (wide,)), np.float32)
+    kernel = kernels.ByteRecurrence(weight, factors, spread_zero(zero, wide))
+    h, c, y = (slot.value() for slot in bound.outputs)
+    reverse = bool(bound.attributes["reverse"])
+
+    def step() -> None:
+        h[...], c[...] = first_h.value(), first_c.value()
+        kernel(share.value(), h, c, y, reverse)
+
+    return step
+
+
 BINDERS: dict[str, Callable[[Any, BoundNode], Step | None]] = {
     "DequantizeLinear": bind_dequantize,
     "DynamicQuantizeLinear": bind_dynamic,
@@ -297,5 +329,7 @@ BINDERS: dict[str, Callable[[Any, BoundNode], Step | None]] = {
     "QuantizeLinear": bind_quantize,
     "halfbyte.IntegerAdd": bind_add,
     "halfbyte.IntegerConv": bind_conv(FUSED),
+    "halfbyte.IntegerLookup": bind_look_up,
+    "halfbyte.IntegerLSTM": bind_lstm,
     "halfbyte.IntegerMatMul": bind_product(FUSED),
 }

@@ -103,6 +103,55 @@ def evaluate_add(
     return finished(left + right, attributes, y_scale, y_zero)
 
 
+def evaluate_lookup(
+    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
+) -> list[Array]:
+    """Evaluate IntegerLookup: entry i of a table is of the byte that lies as i."""
+    x, table = as_array(inputs[0]), as_array(inputs[1])
+    places = np.ascontiguousarray(x).view(np.uint8)
+    if table.ndim == 1:
+        return [table[places]]
+    return [table[np.arange(len(table)), places]]
+
+
+def rounded_state(h: Array) -> tuple[Array, np.float32]:
+    """Return a hidden state as whole numbers on the scale of its range, and the scale.
+
+    As DynamicQuantizeLinear: uint8, the range includes 0. The zero point is taken off.
+    """
+    low, high = (np.float32(edge) for edge in (min(h.min(), 0), max(h.max(), 0)))
+    scale = np.float32((high - low) / np.float32(255))
+    if not scale:
+        return np.zeros_like(h, np.float64), scale
+    zero = np.clip(np.rint(-low / scale), 0, 255)
+    codes = np.clip(np.rint(h / scale) + zero, 0, 255)
+    return np.asarray(codes - zero, np.float64), scale
+
+
+def logistic(x: Array) -> Array:
+    """Return 1 / (1 + exp(-x))."""
+    return np.asarray(1.0 / (1.0 + np.exp(-x)))
+
+
+def evaluate_lstm(
+    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
+) -> list[Array]:
+    """Evaluate IntegerLSTM: the hidden state is rounded to bytes anew in every step."""
+    share, h, c, weight, scale = map(as_array, inputs[:5])
+    zero = optional(inputs, 5)
+    moved = centred(weight, None if zero is None else zero.astype(np.float64).reshape(-1))
+    results = np.zeros((len(share), *h.shape), np.float32)
+    order = range(len(share))
+    for step in reversed(order) if attributes["reverse"] else order:
+        codes, unit = rounded_state(h)
+        held = (codes @ moved) * (unit * scale.reshape(-1)).astype(np.float64)
+        i, o, f, fresh = np.split(share[step].astype(np.float64) + held, 4, axis=-1)
+        c = (logistic(f) * c + logistic(i) * np.tanh(fresh)).astype(np.float32)
+        h = (logistic(o) * np.tanh(c)).astype(np.float32)
+        results[step] = h
+    return [h.copy(), c.copy(), results]
+
+
 def result_dtype(node: Node, zero: int) -> str | None:
     """Return the dtype of the zero point at input `zero`; float32 without one."""
     value = input_at(node, zero)
@@ -117,6 +166,18 @@ def infer_conv(node: Node) -> list[ValueType]:
 def infer_matmul(node: Node) -> list[ValueType]:
     """Infer: the shape of a matrix product."""
     return [ValueType(result_dtype(node, 8), product_shape(node, 0, 1))]
+
+
+def infer_lookup(node: Node) -> list[ValueType]:
+    """Infer: the shape of the bytes, the dtype of the table."""
+    return [ValueType(required_input(node, 1).dtype, required_input(node, 0).shape)]
+
+
+def infer_lstm(node: Node) -> list[ValueType]:
+    """Infer: the states' shape twice, then with the steps before it."""
+    share, state = required_input(node, 0).shape, required_input(node, 1).shape
+    whole = None if share is None or state is None else (share[0], *state)
+    return [ValueType("float32", shape) for shape in (state, state, whole)]
 
 
 def infer_add(node: Node) -> list[ValueType]:
@@ -183,6 +244,33 @@ def add_cases() -> list[Case]:
     return [Case("bytes", [*first, *second, *finish], {"minimum": 0.0})]
 
 
+def lookup_cases() -> list[Case]:
+    """Return one table, and one for each channel, of bytes and of floats."""
+    signed, table = numbers(830, "int8", 2, 3, 5), numbers(831, "uint8", 256)
+    each = numbers(832, "int8", 5, 256)
+    real = numbers(833, "int8", 256).astype(np.float32)
+    x = numbers(834, "uint8", 7, 5)
+    return [
+        Case("bytes", [signed, table]),
+        Case("channels", [x, each]),
+        Case("floats", [x, real]),
+        Case("channels_floats", [signed, each.astype(np.float32)]),
+    ]
+
+
+def lstm_cases() -> list[Case]:
+    """Return both directions, one scale and one a column, from zero and other states."""
+    share = generator(840).standard_normal((3, 2, 20)).astype(np.float32)
+    state = generator(841).standard_normal((2, 2, 5)).astype(np.float32)
+    weight, none = numbers(842, "int8", 5, 20), np.zeros((2, 5), np.float32)
+    each = scale_of(*(0.001 * np.arange(1, 21)))
+    lifted = np.arange(-10, 10, dtype=np.int8)
+    return [
+        Case("zero_state", [share, none, none, weight, scale_of(0.01)], outputs=3),
+        Case("reverse", [share, *state, weight, each, lifted], {"reverse": 1}, outputs=3),
+    ]
+
+
 SPECS: tuple[OpSpec, ...] = (
     OpSpec(
         "IntegerConv",
@@ -216,5 +304,26 @@ SPECS: tuple[OpSpec, ...] = (
         attributes=CLIP,
         domain="halfbyte",
         cases=add_cases,
+    ),
+    OpSpec(
+        "IntegerLookup",
+        (1,),
+        ("X", "table"),
+        ("Y",),
+        infer=infer_lookup,
+        evaluate=evaluate_lookup,
+        domain="halfbyte",
+        cases=lookup_cases,
+    ),
+    OpSpec(
+        "IntegerLSTM",
+        (1,),
+        ("share", "h", "c", "R", "r_scale", "r_zero?"),
+        ("Y_h", "Y_c", "Y"),
+        infer=infer_lstm,
+        evaluate=evaluate_lstm,
+        attributes={"reverse": Attribute("int", 0)},
+        domain="halfbyte",
+        cases=lstm_cases,
     ),
 )

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from halfbyte.ir.graph import Graph
 
 PASSES: dict[str, str] = {
+    "move_bytes": "halfbyte.ir.passes.move_bytes",
+    "look_up_bytes": "halfbyte.ir.passes.look_up_bytes",
     "fuse_integer": "halfbyte.ir.passes.fuse_integer",
+    "fuse_integer_lstm": "halfbyte.ir.passes.fuse_integer_lstm",
     "absorb_dequantize": "halfbyte.ir.passes.absorb_dequantize",
     "constant_folding": "halfbyte.ir.passes.constant_folding",
     "simplify": "halfbyte.ir.passes.simplify",

@@ -205,14 +205,14 @@ def fuse_sums(graph: Graph, node: Node) -> bool:
         return False
     if (zero is not None and not is_scalar(zero)) or (given is not None and w_zero is None):
         return False
-    if weight.ndim != (4 if is_conv else 2):
+    if weight.ndim not in ((3, 4) if is_conv else (2,)):
         return False
     found = scaled_by(graph, node)
     channels = weight.shape[0 if is_conv else 1]
     if found is None or found[2].size not in (1, channels):
         return False
     nodes, x_scale, w_scale = found
-    added = added_bias(graph, nodes[-1].outputs[0], channels, 3 if is_conv else 1)
+    added = added_bias(graph, nodes[-1].outputs[0], channels, weight.ndim - 1)
     shift = None
     if added is not None:
         nodes, shift = [*nodes, added[1]], constant(graph, added[0], "bias")

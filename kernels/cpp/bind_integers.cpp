@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 
 #include "arrays.hpp"
 #include "dispatch.hpp"
@@ -272,17 +273,85 @@ void add_bytes(nb::object a, nb::object b, bool a_signed, bool b_signed, float s
     });
 }
 
-// out[i] = table[x[i]]; the table has 256 bytes.
-void look_up(nb::object table, nb::object x, nb::object out) {
+// out[i] = table[i % channels][x[i]]
+template <class T>
+void look_up_channels(const T* table, const uint8_t* x, int64_t rows, int64_t channels, T* out) {
+    for (int64_t row = 0; row < rows; ++row, x += channels, out += channels) {
+        for (int64_t c = 0; c < channels; ++c) out[c] = table[256 * c + x[c]];
+    }
+}
+
+// Tables of 256 bytes or floats, one or one for each channel (the last axis).
+void look_up(nb::object table, nb::object x, bool floats, nb::object out) {
     const char* where = "look_up_bytes";
-    const Array held(where, "table", table, "B"), source(where, "x", x, "B");
-    const Array target(where, "out", out, "B", true);
-    require_size(where, "table", held, 256);
-    require_size(where, "out", target, source.size());
-    in_pieces(source.size(), [&](int64_t first, int64_t count) {
-        integers().look_up(held.data<const uint8_t>(), source.data<const uint8_t>() + first, count,
-                           target.data<uint8_t>() + first);
+    const Array held(where, "table", table, floats ? "f" : "B"), source(where, "x", x, "B");
+    const Array target(where, "out", out, floats ? "f" : "B", true);
+    const int64_t channels = held.size() / 256, size = source.size();
+    if (channels < 1 || held.size() % 256 || size % channels)
+        reject(where, "the tables are not of 256 entries for each channel");
+    require_size(where, "out", target, size);
+    const int64_t step = std::max<int64_t>(1, kParallelBytes / channels) * channels;
+    const nb::gil_scoped_release release;
+    parallel((size + step - 1) / step, [&](int64_t task) {
+        const int64_t first = task * step, count = std::min(step, size - first);
+        const uint8_t* from = source.data<const uint8_t>() + first;
+        if (floats) {
+            look_up_channels(held.data<const float>(), from, count / channels, channels,
+                             target.data<float>() + first);
+        } else if (channels == 1) {
+            integers().look_up(held.data<const uint8_t>(), from, count,
+                               target.data<uint8_t>() + first);
+        } else {
+            look_up_channels(held.data<const uint8_t>(), from, count / channels, channels,
+                             target.data<uint8_t>() + first);
+        }
     });
+}
+
+// weights: packed, whether narrow, sums, zero points or None, scales. h and c are overwritten.
+void byte_lstm(nb::object gates, nb::sequence weights, nb::object h, nb::object c, bool reverse,
+               nb::object y) {
+    const char* where = "byte_lstm";
+    const Array share(where, "gates", gates, "f"), packed(where, "weights", weights[0], "B");
+    const Array sums(where, "sums", weights[2], "i"), scale(where, "scale", weights[4], "f");
+    const Array zero = optional_array(where, "weight_zero", weights[3], "i");
+    const Array hidden(where, "h", h, "f", true), cell(where, "c", c, "f", true);
+    const Array out(where, "y", y, "f", true);
+    if (share.dimensions() != 3 || share.shape(2) % 4)
+        reject(where, "gates has shape " + share.describe() + ", required [steps, batch, 4 n]");
+    ByteLstmJob job;
+    job.steps = share.shape(0);
+    job.batch = share.shape(1);
+    job.hidden = share.shape(2) / 4;
+    const int64_t size = job.batch * job.hidden, wide = 4 * job.hidden;
+    ByteProductJob& product = job.product;
+    product.b = packed.data<const int8_t>();
+    product.narrow = nb::cast<bool>(weights[1]);
+    product.n = product.columns = wide;
+    product.depth = round_up(job.hidden, 4);
+    product.finish.to_float = true;
+    product.finish.low = -std::numeric_limits<float>::infinity();
+    product.finish.high = std::numeric_limits<float>::infinity();
+    require_size(where, "weights", packed, round_up(wide, integers().panel) * product.depth);
+    require_size(where, "sums", sums, wide);
+    require_size(where, "scale", scale, wide);
+    if (zero.present()) {
+        require_size(where, "weight_zero", zero, wide);
+        product.weight_zero = zero.data<const int32_t>();
+    }
+    require_size(where, "h", hidden, size);
+    require_size(where, "c", cell, size);
+    require_size(where, "y", out, job.steps * size);
+    job.gates = share.data<const float>();
+    job.scale = scale.data<const float>();
+    job.sums = sums.data<const int32_t>();
+    job.h = hidden.data<float>();
+    job.c = cell.data<float>();
+    job.y = out.data<float>();
+    job.reverse = reverse;
+    if (!size) return;
+    const nb::gil_scoped_release release;
+    integers().lstm(job);
 }
 
 }  // namespace
@@ -305,6 +374,7 @@ void bind_integers(nb::module_& m) {
     m.def("value_range", &range);
     m.def("add_bytes", &add_bytes);
     m.def("look_up_bytes", &look_up);
+    m.def("byte_lstm", &byte_lstm);
 }
 
 }  // namespace halfbyte

@@ -60,6 +60,19 @@ struct ByteProductJob {
     int64_t rows = 0, columns = 0;  // per task
 };
 
+// One direction of an LSTM; `product` holds the packed recurrent weights.
+struct ByteLstmJob {
+    ByteProductJob product;
+    const float* gates = nullptr;   // [steps, batch, 4 * hidden]: the inputs' share, biases included
+    const float* scale = nullptr;   // [4 * hidden]: of the weights
+    const int32_t* sums = nullptr;  // [4 * hidden]: of the weights
+    float* h = nullptr;             // [batch, hidden]: the first state, then the last
+    float* c = nullptr;
+    float* y = nullptr;  // [steps, batch, hidden]
+    int64_t steps = 0, batch = 0, hidden = 0;
+    bool reverse = false;
+};
+
 // Sum of two quantized arrays: value = (a - zero_a) * scale_a + (b - zero_b) * scale_b.
 struct ByteAdd {
     float scale_a = 1.0f, scale_b = 1.0f, shift = 0.0f;
@@ -86,6 +99,7 @@ struct IntegerTable {
     void (*add)(const ByteAdd&, const uint8_t* a, const uint8_t* b, int64_t n, uint8_t* out);
     // Bytes through a table of 256.
     void (*look_up)(const uint8_t* table, const uint8_t* x, int64_t n, uint8_t* out);
+    void (*lstm)(const ByteLstmJob&);
 };
 
 const IntegerTable& integers();

@@ -98,12 +98,27 @@ HB_INLINE I imul(I a, I b) {
 
 #endif
 
-// Lanes of finished values to the low bytes of p, nearest and saturated to 0..255.
-HB_INLINE void store_rounded(uint8_t* p, F value, float zero, uint8_t flip) {
+// Finished values as 0..255: nearest, moved by the zero point, saturated.
+HB_INLINE I rounded(F value, float zero) {
     const F moved = add(nearest(value), set1(zero));
-    const F inside = min(max(moved, HB_ISA::zero()), set1(255.0f));
-    store_low_bytes(p, isub(truncate_int(inside), iset1(flip)));
+    return truncate_int(min(max(moved, HB_ISA::zero()), set1(255.0f)));
 }
+
+HB_INLINE void store_rounded(uint8_t* p, F value, float zero, uint8_t flip) {
+    store_low_bytes(p, isub(rounded(value, zero), iset1(flip)));
+}
+
+#if defined(HB_SATURATES)
+// Four vectors of 0..255 as 32 bytes.
+HB_INLINE void store_packed(uint8_t* p, const I* lanes, uint8_t flip) {
+    const I words = _mm256_packus_epi16(_mm256_packus_epi32(lanes[0], lanes[1]),
+                                        _mm256_packus_epi32(lanes[2], lanes[3]));
+    const I order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const I bytes = _mm256_permutevar8x32_epi32(words, order);
+    const I top = _mm256_set1_epi8(static_cast<char>(flip));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_xor_si256(bytes, top));
+}
+#endif
 
 }  // namespace HB_ISA
 }  // namespace halfbyte

@@ -10,6 +10,13 @@ static void quantize_bytes(const float* x, int64_t n, float scale, float zero, u
                            uint8_t* out) {
     const F step = set1(scale);
     int64_t i = 0;
+#if defined(HB_SATURATES)
+    for (; i + 4 * W <= n; i += 4 * W) {
+        I lanes[4];
+        for (int k = 0; k < 4; ++k) lanes[k] = rounded(div(load(x + i + k * W), step), zero);
+        store_packed(out + i, lanes, flip);
+    }
+#endif
     for (; i + W <= n; i += W) store_rounded(out + i, div(load(x + i), step), zero, flip);
     if (i == n) return;
     uint8_t bytes[W];
@@ -56,15 +63,18 @@ static void add_bytes(const ByteAdd& job, const uint8_t* a, const uint8_t* b, in
     const F scale_a = set1(job.scale_a), scale_b = set1(job.scale_b), shift = set1(job.shift);
     Requantize to = job.finish;
     to.out = out;
-    for (int64_t i = 0; i < n; i += W) {
-        uint8_t left[W] = {}, right[W] = {};
-        const int64_t count = n - i < W ? n - i : W;
-        std::memcpy(left, a + i, static_cast<size_t>(count));
-        std::memcpy(right, b + i, static_cast<size_t>(count));
-        const F sum = add(mul(byte_values(left, job.flip_a), scale_a),
-                          mul(byte_values(right, job.flip_b), scale_b));
-        put_lanes(to, add(sum, shift), i, count);
-    }
+    const auto sum = [&](const uint8_t* left, const uint8_t* right) {
+        const F both = add(mul(byte_values(left, job.flip_a), scale_a),
+                           mul(byte_values(right, job.flip_b), scale_b));
+        return add(both, shift);
+    };
+    int64_t i = 0;
+    for (; i + W <= n; i += W) put_lanes(to, sum(a + i, b + i), i, W);
+    if (i == n) return;
+    uint8_t left[W] = {}, right[W] = {};
+    std::memcpy(left, a + i, static_cast<size_t>(n - i));
+    std::memcpy(right, b + i, static_cast<size_t>(n - i));
+    put_lanes(to, sum(left, right), i, n - i);
 }
 
 static void look_up_bytes(const uint8_t* table, const uint8_t* x, int64_t n, uint8_t* out) {

@@ -12,7 +12,7 @@
 // clang-format off
 #include "integers.hpp"
 #include HB_SIMD
-#include "int8/elementwise.hpp"
+#include "int8/recurrent.hpp"
 // clang-format on
 
 namespace halfbyte {
@@ -36,6 +36,7 @@ const IntegerTable HB_INTEGERS = {
     HB_ISA::value_range,
     HB_ISA::add_bytes,
     HB_ISA::look_up_bytes,
+    HB_ISA::byte_lstm,
 };
 // clang-format on
 
