@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 
 def _run_arrays(model: Model, arrays: str, output: str, options: dict[str, Any]) -> dict[str, Any]:
-    from halfbyte.array_files import read_inputs, write_arrays
+    from halfbyte.array_files import graph_owner, read_inputs, write_arrays
     from halfbyte.ir.dtypes import dtype_of
     from halfbyte.pipeline import session as open_session
     from halfbyte.verification.outputs import flat
 
+    model = graph_owner(arrays, model)
     results = open_session(model, **options).run(read_inputs(arrays, model.graph))
     if output:
         write_arrays(output, results)

@@ -74,6 +74,13 @@ class Model:
         """Return the number of weight values."""
         return sum(tensor.size for tensor in self.weights.values())
 
+    def over_stored_graph(self) -> Model:
+        """Return the model whose graph is the one that the container holds, if it holds one."""
+        stored = self.stored_graph
+        if stored is None:
+            return self
+        return replace(self, build=lambda model: stored(), stored_graph=None, _graph=[])
+
     def by_key(self) -> dict[WeightKey, Tensor]:
         """Return the weights that have a role, by role, layer and kind."""
         return {t.key: t for t in self.weights.values() if t.key is not None}

@@ -18,6 +18,7 @@ from halfbyte.errors import FormatError, HalfbyteError
 from halfbyte.files import atomic_file
 from halfbyte.ir.dtypes import FLOATING, dtype_of
 from halfbyte.ir.graph import Graph
+from halfbyte.ir.model import Model
 from halfbyte.verification.outputs import flat
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -65,6 +66,17 @@ def read_inputs(path: str | Path, graph: Graph) -> dict[str, Any]:
             if found:
                 arrays[value.name] = found
     return arrays
+
+
+def graph_owner(path: str | Path, model: Model) -> Model:
+    """Return the model over the graph that the arrays of an .npz file are inputs of.
+
+    That is the file's own graph where an array has a name which only that graph knows.
+    """
+    if model.stored_graph is None:
+        return model
+    known = {value.name for value in model.graph.inputs}
+    return model if read_arrays(path).keys() <= known else model.over_stored_graph()
 
 
 def write_arrays(path: str | Path, results: Mapping[str, Any]) -> None:

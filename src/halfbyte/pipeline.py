@@ -117,14 +117,13 @@ def session(
 
 def judged(model: Model, *, device: str, compute: str, threads: int) -> Runnable:
     """Return what runs the graph that a model's file holds, if it holds one, else `session`."""
-    from halfbyte.runtime.session import OUTPUTS, Session
+    from halfbyte.runtime.session import OUTPUTS
     from halfbyte.verification.stored_graph import StoredGraph
 
     if model.stored_graph is None:
         return session(model, device=device, compute=compute, threads=threads)
-    held = Session(
-        model.stored_graph(), device=device, compute=compute, threads=threads or available_threads()
-    )
+    owner = model.over_stored_graph()
+    held = session(owner, device=device, compute=compute, threads=threads)
     is_language_model = any(value.name == OUTPUTS for value in model.graph.inputs)
     return StoredGraph(held) if is_language_model else held
 
@@ -153,6 +152,7 @@ def verify(
     Raises:
         HalfbyteError: the models are not comparable, or the data does not fit them.
     """
+    from halfbyte.array_files import graph_owner
     from halfbyte.evaluation_data import evaluation_data
     from halfbyte.verification import language_model, outputs
     from halfbyte.verification.gates import judge, require_figures
@@ -160,6 +160,8 @@ def verify(
 
     started = time.perf_counter()
     models = [open(path, allow_pickle=allow_pickle) for path in (reference, candidate)]
+    if data is not None and Path(data).suffix == ".npz":
+        models = [graph_owner(data, model) for model in models]
     first, second = (
         judged(model, device=device, compute=compute, threads=threads) for model in models
     )

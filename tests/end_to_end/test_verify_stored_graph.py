@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 import halfbyte
+from halfbyte.cli.group import run
 from halfbyte.errors import HalfbyteError
 from halfbyte.ir.graph import Graph
 from halfbyte.runtime.session import Session
@@ -78,3 +79,30 @@ def test_positions_are_picked(folder, tmp_path) -> None:
     np.testing.assert_array_equal(some, every[:, [2, 5]])
     expected = Session(model).run({"input_ids": ids})["logits"]
     np.testing.assert_allclose(every, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
+
+
+def test_arrays_of_the_files_own_graph_run_on_it(folder, tmp_path) -> None:
+    path, arrays, results = tmp_path / "m.onnx", tmp_path / "x.npz", tmp_path / "y.npz"
+    halfbyte.convert(folder, path, to="onnx")
+    model = halfbyte.open(path)
+    ids = np.arange(1, 9)[None]
+    feeds = {"input_ids": ids}
+    for value in model.over_stored_graph().graph.inputs:
+        if value.name.startswith("past"):
+            feeds[value.name] = np.zeros((1, *value.shape[1:2], 0, *value.shape[3:]), np.float32)
+        elif value.name == "attention_mask":
+            feeds[value.name] = np.ones((1, 8), np.int64)
+        elif value.name == "position_ids":
+            feeds[value.name] = np.arange(8)[None]
+    np.savez(arrays, **feeds)
+    assert run(["run", str(path), "--input", str(arrays), "--output", str(results)]) == 0
+    with np.load(results) as found:
+        assert "present.0.key" in found.files
+        expected = Session(model).run({"input_ids": ids})["logits"]
+        np.testing.assert_allclose(
+            found["logits"], expected, atol=1e-4 * np.abs(expected).max(), rtol=0
+        )
+    figures = halfbyte.verify(path, path, data=arrays)
+    assert {entry["name"] for entry in figures.outputs} >= {"logits", "present.0.key"}
+    np.savez(arrays, input_ids=ids)
+    assert run(["run", str(path), "--input", str(arrays)]) == 0
