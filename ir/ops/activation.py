@@ -14,7 +14,8 @@ from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Graph, Node
 from halfbyte.ir.ops.elementwise import infer_broadcast, unary
 from halfbyte.ir.ops.error_function import erf, fast_erf
-from halfbyte.ir.ops.old_forms import CONSUMED, renewed, unsqueeze_end
+from halfbyte.ir.ops.numerics import pointwise, quiet
+from halfbyte.ir.ops.older_forms import CONSUMED, renewed, unsqueeze_end
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,
@@ -28,7 +29,6 @@ from halfbyte.ir.ops.spec import (
     same_as_first,
 )
 from halfbyte.ir.ops.unary import IN_OUT, with_consumed
-from halfbyte.ir.ops.wide import pointwise, quiet
 
 
 def sigmoid(values: Array) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Rotary embedding and attention over a session's states."""
+"""The standard's Attention and TensorScatter, which writes the caches that it reads."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import GraphError
-from halfbyte.ir.graph import Node
-from halfbyte.ir.ops.softmax import softmax
+from halfbyte.ir.dtypes import dtype_name, numpy_dtype
+from halfbyte.ir.graph import Dim, Node
+from halfbyte.ir.ops.cached_attention import split_heads
+from halfbyte.ir.ops.convolution import work_dtype
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -19,219 +21,272 @@ from halfbyte.ir.ops.spec import (
     Context,
     OpSpec,
     ValueType,
+    axis_of,
     common_dtype,
+    input_at,
     normal,
     required_input,
 )
 
-
-def infer_rotary(node: Node) -> list[ValueType]:
-    """Infer: like the input; a rank 3 input needs `num_heads`."""
-    data = required_input(node, 0)
-    if data.shape is not None:
-        if len(data.shape) not in (3, 4):
-            raise GraphError(node.label, f"rank {len(data.shape)}, 3 or 4 was required")
-        if len(data.shape) == 3 and not node.attributes.get("num_heads"):
-            raise GraphError(node.label, "a rank 3 input needs attribute num_heads")
-    return [ValueType(common_dtype(node, [0, 1, 2]), data.shape)]
+RAW, CAPPED, BIASED, PROBABILITIES = range(4)
+SCATTER_MODES = ("linear", "circular")
 
 
-def rotate(heads: Array, cos: Array, sin: Array, dim: int, interleaved: bool) -> Array:
-    """Rotate the first `dim` of each head.
+def head_dims(node: Node, index: int, name: str) -> tuple[Dim, ...] | None:
+    """Return [batch, heads, sequence, size] of an input of rank 3 or 4.
 
-    heads: [batch, sequence, heads, size]; cos, sin: [batch, sequence, dim / 2].
+    Raises:
+        GraphError: the rank is another, or the heads do not divide the width.
     """
-    wide = heads.astype(np.float64)
-    half = dim // 2
-    first = slice(0, dim, 2) if interleaved else slice(0, half)
-    second = slice(1, dim, 2) if interleaved else slice(half, dim)
-    c = np.asarray(cos, np.float64)[:, :, None, :]
-    s = np.asarray(sin, np.float64)[:, :, None, :]
-    result = wide.copy()
-    result[..., first] = c * wide[..., first] - s * wide[..., second]
-    result[..., second] = s * wide[..., first] + c * wide[..., second]
-    return np.asarray(result.astype(heads.dtype))
+    shape = required_input(node, index).shape
+    if shape is None or len(shape) == 4:
+        return shape
+    heads = node.attributes.get(name)
+    if len(shape) != 3 or not heads:
+        raise GraphError(
+            node.label, f"input {index} has rank {len(shape)}; give rank 4, or rank 3 with {name}"
+        )
+    width = shape[2]
+    if isinstance(width, int) and width % heads:
+        raise GraphError(node.label, f"width {width} is no multiple of {name} {heads}")
+    return (shape[0], heads, shape[1], width // heads if isinstance(width, int) else UNKNOWN)
 
 
-def evaluate_rotary(
-    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
-) -> list[Array]:
-    """Evaluate RotaryEmbedding; input [b, s, heads * d] or [b, heads, s, d]."""
-    data, cos, sin = inputs[:3]
-    if len(inputs) > 3 and inputs[3] is not None:
-        cos, sin = np.asarray(cos)[inputs[3]], np.asarray(sin)[inputs[3]]
-    batch_first = data.ndim == 3
-    heads = (
-        data.reshape(*data.shape[:2], attributes["num_heads"], -1)
-        if batch_first
-        else data.transpose(0, 2, 1, 3)
-    )
-    dim = attributes["rotary_embedding_dim"] or heads.shape[-1]
-    turned = rotate(heads, cos, sin, dim, bool(attributes["interleaved"]))
-    if batch_first:
-        return [turned.reshape(data.shape)]
-    return [np.asarray(turned.transpose(0, 2, 1, 3), order="C")]
+def added(past: Dim | None, new: Dim) -> Dim:
+    """Return the sum of two lengths, `?` where it is not known."""
+    if past is None:
+        return new
+    return past + new if isinstance(past, int) and isinstance(new, int) else UNKNOWN
 
 
 def infer_attention(node: Node) -> list[ValueType]:
-    """Infer: like the query, with the size of a value head; widths agree with the head counts."""
-    query, key, mixed = (required_input(node, i) for i in range(3))
-    heads, groups = node.attributes.get("num_heads"), node.attributes.get("num_kv_heads")
-    if not heads or not groups or heads % groups:
-        raise GraphError(
-            node.label, f"num_heads {heads} must be a multiple of num_kv_heads {groups}"
-        )
-    for name in ("key_state", "value_state"):
-        if bool(node.attributes.get(name)) != bool(node.attributes.get("key_state")):
-            raise GraphError(node.label, "key_state and value_state go together; give both")
-    for value, count in ((query, heads), (key, groups), (mixed, groups)):
-        if value.shape is None:
-            continue
-        width = value.shape[-1]
-        if len(value.shape) != 3 or (isinstance(width, int) and width % count):
-            raise GraphError(node.label, f"shape {list(value.shape)} is no [b, s, {count} * d]")
-    shape = query.shape
-    if shape is not None and mixed.shape is not None:
-        width = mixed.shape[-1]
-        shape = (*shape[:-1], width // groups * heads if isinstance(width, int) else UNKNOWN)
-    return [ValueType(common_dtype(node, [0, 1, 2]), shape)]
+    """Infer: like the query with the size of a value head, the caches, the scores.
 
-
-def visible(queries: int, positions: int, causal: bool, window: int) -> NDArray[np.bool_]:
-    """Return [queries, positions]: which positions the last `queries` positions may see.
-
-    window: how many positions back, its own included; 0 means all.
+    Raises:
+        GraphError: heads or inputs do not fit each other.
     """
-    own = np.arange(positions - queries, positions)[:, None]
-    other = np.arange(positions)[None, :]
-    seen = np.ones((queries, positions), np.bool_)
-    if causal:
-        seen &= other <= own
-    if window > 0:
-        seen &= own - other < window
+    query, key = head_dims(node, 0, "q_num_heads"), head_dims(node, 1, "kv_num_heads")
+    value = head_dims(node, 2, "kv_num_heads")
+    pasts = [input_at(node, i) for i in (4, 5)]
+    if (pasts[0] is None) != (pasts[1] is None):
+        raise GraphError(node.label, "past_key and past_value go together; give both")
+    if pasts[0] is not None and input_at(node, 6) is not None:
+        raise GraphError(node.label, "nonpad_kv_seqlen is for caches kept outside; give no past")
+    dtype, value_dtype = common_dtype(node, [0, 1]), common_dtype(node, [2])
+    kinds = [ValueType(dtype, None), *[ValueType(t, None) for t in (dtype, value_dtype, dtype)]]
+    if query is None or key is None or value is None:
+        return kinds[: max(1, len(node.outputs))]
+    heads, groups = query[1], key[1]
+    if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
+        raise GraphError(node.label, f"{heads} query heads are no multiple of {groups}")
+    past = pasts[0].shape[2] if pasts[0] is not None and pasts[0].shape else None
+    total = UNKNOWN if pasts[0] is not None and past is None else added(past, key[2])
+    result: tuple[Dim, ...] = (*query[:3], value[3])
+    if len(required_input(node, 0).shape or ()) == 3:
+        size, width = value[3], UNKNOWN
+        if isinstance(heads, int) and isinstance(size, int):
+            width = heads * size
+        result = (query[0], query[2], width)
+    shapes = [result, (*key[:2], total, key[3]), (*value[:2], total, value[3]), (*query[:3], total)]
+    typed = [ValueType(k.dtype, s) for k, s in zip(kinds, shapes, strict=True)]
+    return typed[: max(1, len(node.outputs))]
+
+
+def allowed(
+    queries: int, keys: int, offset: NDArray[np.int64], attributes: Mapping[str, Any]
+) -> NDArray[np.bool_]:
+    """Return [batch or 1, 1, queries, keys]: what causality and the window let a query see.
+
+    offset: the position of the first query, one per sample or one for all.
+    """
+    distance = np.arange(keys) - (np.arange(queries)[:, None] + offset.reshape(-1, 1, 1, 1))
+    seen = np.ones(distance.shape, np.bool_)
+    left, right = (attributes.get(f"{side}_window_size", -1) for side in ("left", "right"))
+    if attributes["is_causal"]:
+        seen &= distance <= 0
+    if left >= 0:
+        seen &= -distance <= left
+    if right >= 0:
+        seen &= distance <= right
     return seen
 
 
-def attend(
-    query: Array, keys: Array, values: Array, seen: Array, scale: float, softcap: float
-) -> Array:
-    """Return attention of grouped heads, computed in float64.
-
-    query: [b, heads, s, d]; keys, values: [b, kv_heads, positions, d]; seen broadcasts to
-    [b, kv_heads, heads / kv_heads, s, positions]; returns [b, s, heads * d] float64.
-    """
-    batch, heads, length, size = query.shape
-    groups = keys.shape[1]
-    grouped = query.reshape(batch, groups, heads // groups, length, size).astype(np.float64)
-    scores = grouped @ keys[:, :, None].astype(np.float64).swapaxes(-1, -2) * scale
-    if softcap:
-        scores = np.tanh(scores / softcap) * softcap
-    scores = np.where(seen, scores, -np.inf)
-    # A row that sees nothing (a padded batch entry) becomes zeros, not NaN.
-    blind = ~np.isfinite(scores.max(axis=-1, keepdims=True, initial=-np.inf))
-    weights = softmax(np.where(blind, 0.0, scores), -1) * ~blind
-    mixed = weights @ values[:, :, None].astype(np.float64)
-    return np.asarray(
-        mixed.reshape(batch, heads, length, -1).transpose(0, 2, 1, 3).reshape(batch, length, -1)
-    )
+def bias_of(mask: Array | None, seen: NDArray[np.bool_], keys: int) -> NDArray[np.float64]:
+    """Return what is added to the scores: the mask, and minus infinity where nothing is seen."""
+    bias: NDArray[np.float64] = np.where(seen, 0.0, -np.inf)
+    if mask is None:
+        return bias
+    missing = [(0, 0)] * (mask.ndim - 1) + [(0, max(0, keys - mask.shape[-1]))]
+    shown = np.where(mask, 0.0, -np.inf) if mask.dtype == np.bool_ else mask.astype(np.float64)
+    return bias + np.pad(shown, missing, constant_values=-np.inf)
 
 
-def split_heads(data: Array, heads: int) -> Array:
-    """Return [b, s, heads * d] as [b, heads, s, d]."""
-    return np.asarray(data.reshape(data.shape[0], data.shape[1], heads, -1).transpose(0, 2, 1, 3))
+def probabilities(scores: Array, bias: Array, dtype: np.dtype[Any]) -> Array:
+    """Return the softmax over the last axis in a dtype; rows that see nothing become zeros."""
+    given = scores.astype(dtype)
+    top = given.max(axis=-1, keepdims=True, initial=-np.inf)
+    blind = np.isneginf(bias.max(axis=-1, keepdims=True, initial=-np.inf)) | np.isneginf(top)
+    powers = np.exp(given - np.where(blind, np.zeros((), dtype), top))
+    total = powers.sum(axis=-1, keepdims=True)
+    return np.where(blind, np.zeros((), dtype), powers / np.where(blind, 1, total).astype(dtype))
+
+
+def grouped_product(left: Array, right: Array) -> Array:
+    """Return left [b, heads, m, k] times right [b, groups, k, n], heads sharing a group."""
+    batch, heads = left.shape[:2]
+    groups = right.shape[1]
+    shared = left.reshape(batch, groups, heads // groups, *left.shape[2:])
+    product = shared @ right[:, :, None]
+    return product.reshape(batch, heads, *product.shape[3:])
 
 
 def evaluate_attention(
     inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
 ) -> list[Array]:
-    """Evaluate CachedAttention; states, where named, are extended in place."""
-    query, keys, values = (np.asarray(v) for v in inputs[:3])
-    heads, groups = attributes["num_heads"], attributes["num_kv_heads"]
-    q, k, v = split_heads(query, heads), split_heads(keys, groups), split_heads(values, groups)
-    if attributes["key_state"]:
-        if context.cache is None:
-            raise GraphError(attributes["key_state"], "a state needs a session; run through one")
-        k = context.cache.extend(attributes["key_state"], k)
-        v = context.cache.extend(attributes["value_state"], v)
-    seen = visible(q.shape[2], k.shape[2], bool(attributes["causal"]), attributes["window"])
-    if len(inputs) > 3 and inputs[3] is not None:
-        mask = np.asarray(inputs[3]) != 0
-        seen = seen & mask[:, None, None, None, :]
-    scale = attributes["scale"] or 1.0 / np.sqrt(q.shape[-1])
-    result = attend(q, k, v, seen, scale, attributes["softcap"])
-    return [result.astype(query.dtype)]
+    """Evaluate Attention; sums run in float64 unless they are many."""
+    given = [None if v is None else np.asarray(v) for v in inputs] + [None] * (7 - len(inputs))
+    query, key, value, mask, past_key, past_value, valid = given
+    if query is None or key is None or value is None:
+        raise GraphError("Attention", "Q, K and V were required; give all of them")
+    dtype, flat = query.dtype, query.ndim == 3
+    if flat:
+        query = split_heads(query, attributes["q_num_heads"])
+        key, value = (split_heads(v, attributes["kv_num_heads"]) for v in (key, value))
+    if past_key is not None and past_value is not None:
+        key = np.concatenate([past_key, key], axis=2)
+        value = np.concatenate([past_value, value], axis=2)
+    queries, keys = query.shape[2], key.shape[2]
+    offset = np.zeros(1, np.int64)
+    if past_key is not None:
+        offset = np.asarray([past_key.shape[2]])
+    elif valid is not None:
+        offset = valid.reshape(-1).astype(np.int64) - queries
+    seen = allowed(queries, keys, offset, attributes)
+    if valid is not None:
+        seen = seen & (np.arange(keys) < valid.reshape(-1, 1, 1, 1))
+    work = work_dtype(str(dtype), query.size * keys)
+    scale = attributes["scale"]
+    root = np.sqrt(1.0 / np.sqrt(query.shape[-1]) if scale is None else scale)
+    half = np.asarray(root, work)
+    raw = grouped_product(query.astype(work) * half, (key.astype(work) * half).swapaxes(-1, -2))
+    softcap = attributes["softcap"]
+    capped = np.tanh(raw / work.type(softcap)) * work.type(softcap) if softcap else raw
+    bias = bias_of(mask, seen, keys)
+    scores = capped + bias.astype(work)
+    precision = attributes["softmax_precision"]
+    asked = work if precision is None else numpy_dtype(dtype_name(precision))
+    # What runs wider than asked for is only closer to the exact result.
+    weights = probabilities(scores, bias, asked if asked.itemsize < 4 else work)
+    mixed = grouped_product(weights.astype(work), value.astype(work)).astype(dtype)
+    if flat:
+        mixed = mixed.transpose(0, 2, 1, 3).reshape(mixed.shape[0], queries, -1)
+    shown = (raw, capped, scores, weights)[attributes["qk_matmul_output_mode"]]
+    results = [np.ascontiguousarray(mixed), key, value]
+    if context.outputs > 3:
+        whole = (*query.shape[:3], keys)
+        results.append(np.broadcast_to(shown.astype(dtype), whole))
+    return results[: max(1, context.outputs)]
 
 
-def rotary_cases() -> list[Case]:
-    """Return both pair orders, partial rotation, rank 4, position ids."""
-    angles = normal(130, 2, 3, 4)
-    cos, sin = np.cos(angles), np.sin(angles)
-    data = normal(131, 2, 3, 32)
-    tables = [np.cos(normal(132, 9, 4)), np.sin(normal(132, 9, 4))]
-    ids = np.asarray([[0, 1, 2], [6, 7, 8]])
-    return [
-        Case("half", [data, cos, sin], {"num_heads": 4}),
-        Case("pairs", [data, cos, sin], {"num_heads": 4, "interleaved": 1}),
-        Case("partial", [data, cos, sin], {"num_heads": 2, "rotary_embedding_dim": 8}),
-        Case("rank4", [normal(133, 2, 4, 3, 8), cos, sin]),
-        Case("ids", [data, *tables, ids], {"num_heads": 4}),
-    ]
+def infer_scatter(node: Node) -> list[ValueType]:
+    """Infer: like the cache.
+
+    Raises:
+        GraphError: the mode is unknown, or the axis is the batch.
+    """
+    mode, cache = node.attributes.get("mode") or "linear", required_input(node, 0)
+    if mode not in SCATTER_MODES:
+        known = ", ".join(SCATTER_MODES)
+        raise GraphError(node.label, f"mode is {mode!r}; give one of {known}")
+    if cache.shape is not None:
+        axis = node.attributes.get("axis", -2)
+        if axis_of(node, axis, len(cache.shape)) == 0:
+            raise GraphError(node.label, f"axis {axis} is the batch; give that of the sequence")
+    return [ValueType(common_dtype(node, [0, 1]), cache.shape)]
+
+
+def evaluate_scatter(
+    inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
+) -> list[Array]:
+    """Evaluate TensorScatter: a copy of the cache with each sample's update written in.
+
+    Raises:
+        GraphError: a linear update reaches past the end.
+    """
+    cache, update = np.asarray(inputs[0]), np.asarray(inputs[1])
+    starts = np.zeros(cache.shape[0], np.int64)
+    if len(inputs) > 2 and inputs[2] is not None:
+        starts = np.asarray(inputs[2], np.int64)
+    axis = attributes["axis"] % cache.ndim
+    length, new = cache.shape[axis], update.shape[axis]
+    places = starts[:, None] + np.arange(new)
+    if attributes["mode"] == "circular":
+        places = places % length
+    elif new and starts.size and (starts.min() < 0 or starts.max() + new > length):
+        raise GraphError(
+            "TensorScatter", f"positions up to {starts.max() + new} of a cache of {length}; grow it"
+        )
+    result = cache.copy()
+    # Both views have the sequence right after the batch.
+    moved = np.moveaxis(result, axis, 1)
+    moved[np.arange(cache.shape[0])[:, None], places] = np.moveaxis(update, axis, 1)
+    return [result]
 
 
 def attention_cases() -> list[Case]:
-    """Return plain, masked, causal, windowed, capped attention; with and without states."""
-    q, k, v = normal(140, 2, 5, 32), normal(141, 2, 5, 16), normal(142, 2, 5, 16)
-    base = {"num_heads": 4, "num_kv_heads": 2, "scale": 0.35}
-    mask = np.asarray([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], np.int64)
-    held = {"k": normal(143, 2, 2, 6, 8), "v": normal(144, 2, 2, 6, 8)}
-    named = base | {"key_state": "k", "value_state": "v"}
-    step = [normal(145, 2, 1, 32), normal(146, 2, 1, 16), normal(147, 2, 1, 16)]
+    """Return grouped heads with a mask, a causal step over caches, and a window over padding."""
+    q, k, v = normal(360, 2, 4, 3, 8), normal(361, 2, 2, 5, 8), normal(362, 2, 2, 5, 6)
+    mask = normal(363, 2, 1, 3, 5) > 0
+    packed = [normal(364, 1, 2, 16), normal(365, 1, 2, 8), normal(366, 1, 2, 8)]
+    past = [normal(367, 1, 1, 3, 8), normal(368, 1, 1, 3, 8)]
+    heads = {"q_num_heads": 2, "kv_num_heads": 1, "is_causal": 1}
+    window = {"left_window_size": 1, "is_causal": 1, "softcap": 2.0, "scale": 0.5}
     return [
-        Case("plain", [q, k, v], base | {"causal": 0}),
-        Case("mask", [q, k, v, mask], base | {"causal": 0}),
-        Case("causal", [q, k, v], base),
-        Case("window", [q, k, v], base | {"window": 2}),
-        Case("softcap", [q, k, v], base | {"softcap": 5.0}),
-        Case("states_prefill", [q, k, v], named, states=held),
-        Case("states_step", step, named, states=held),
-        Case("states_window", step, named | {"window": 3}, states=held),
-        Case("states_empty", [q, k, v], named, states={n: s[:, :, :0] for n, s in held.items()}),
+        Case("mask", [q, k, v, mask]),
+        Case("past", [*packed, None, *past], heads, outputs=3),
+        Case("window", [q, k, v, None, None, None, np.asarray([5, 4])], window),
+    ]
+
+
+def scatter_cases() -> list[Case]:
+    """Return a write at the start, one per sample, and one around the end."""
+    cache, update = normal(369, 2, 2, 5, 3), normal(370, 2, 2, 2, 3)
+    return [
+        Case("start", [cache, update]),
+        Case("samples", [cache, update, np.asarray([3, 1])]),
+        Case("circular", [cache, update, np.asarray([4, 2])], {"mode": "circular"}),
     ]
 
 
 SPECS: tuple[OpSpec, ...] = (
     OpSpec(
-        "RotaryEmbedding",
-        (23,),
-        ("X", "cos_cache", "sin_cache", "position_ids?"),
-        ("Y",),
-        infer=infer_rotary,
-        evaluate=evaluate_rotary,
-        attributes={
-            "interleaved": Attribute("int", 0),
-            "num_heads": Attribute("int"),
-            "rotary_embedding_dim": Attribute("int", 0),
-        },
-        cases=rotary_cases,
-    ),
-    OpSpec(
-        "CachedAttention",
-        (1,),
-        ("Q", "K", "V", "mask?"),
-        ("Y",),
+        "Attention",
+        (23, 24, 25),
+        ("Q", "K", "V", "attn_mask?", "past_key?", "past_value?", "nonpad_kv_seqlen?"),
+        ("Y", "present_key?", "present_value?", "qk_matmul_output?"),
         infer=infer_attention,
         evaluate=evaluate_attention,
         attributes={
-            "num_heads": Attribute("int", required=True),
-            "num_kv_heads": Attribute("int", required=True),
-            "scale": Attribute("float", 0.0),
-            "key_state": Attribute("string"),
-            "value_state": Attribute("string"),
-            "causal": Attribute("int", 1),
-            "window": Attribute("int", 0),
+            "is_causal": Attribute("int", 0),
+            "kv_num_heads": Attribute("int"),
+            "left_window_size": Attribute("int", -1),
+            "q_num_heads": Attribute("int"),
+            "qk_matmul_output_mode": Attribute("int", 0),
+            "right_window_size": Attribute("int", -1),
+            "scale": Attribute("float"),
             "softcap": Attribute("float", 0.0),
+            "softmax_precision": Attribute("dtype"),
         },
-        domain="halfbyte",
         cases=attention_cases,
+    ),
+    OpSpec(
+        "TensorScatter",
+        (24,),
+        ("past_cache", "update", "write_indices?"),
+        ("present_cache",),
+        infer=infer_scatter,
+        evaluate=evaluate_scatter,
+        attributes={"axis": Attribute("int", -2), "mode": Attribute("string", "linear")},
+        cases=scatter_cases,
     ),
 )

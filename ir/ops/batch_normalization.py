@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from halfbyte.ir.graph import Graph, Node
-from halfbyte.ir.ops.old_forms import drop_unused_outputs, renewed
+from halfbyte.ir.ops.numerics import quiet
+from halfbyte.ir.ops.older_forms import drop_unused_outputs, renewed
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,
@@ -21,7 +22,6 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
-from halfbyte.ir.ops.wide import quiet
 
 NEWEST = 15
 

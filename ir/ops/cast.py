@@ -20,7 +20,8 @@ from halfbyte.ir.dtypes import (
     numpy_dtype,
 )
 from halfbyte.ir.graph import Graph, Node
-from halfbyte.ir.ops.old_forms import renewed
+from halfbyte.ir.ops.numerics import quiet
+from halfbyte.ir.ops.older_forms import renewed
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,
@@ -32,7 +33,6 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
-from halfbyte.ir.ops.wide import quiet
 
 FLOAT8 = frozenset({"float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"})
 POWERS = "float8_e8m0fnu"

@@ -10,7 +10,8 @@ import numpy as np
 
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Graph, Node, Value
-from halfbyte.ir.ops.old_forms import constant, consuming, insert_before, renewed, set_inputs
+from halfbyte.ir.ops.numerics import quiet
+from halfbyte.ir.ops.older_forms import constant, consuming, insert_before, renewed, set_inputs
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,
@@ -22,7 +23,6 @@ from halfbyte.ir.ops.spec import (
     required_input,
     same_as_first,
 )
-from halfbyte.ir.ops.wide import quiet
 
 EPSILON = {"epsilon": Attribute("float", 1e-5)}
 

@@ -11,7 +11,7 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.dtypes import WIDE_FLOATS, dtype_of
 from halfbyte.ir.graph import Node
-from halfbyte.ir.ops.forms import renumbered
+from halfbyte.ir.ops.older_forms import renumbered
 from halfbyte.ir.ops.shape import integers, ints, moved
 from halfbyte.ir.ops.spec import (
     UNKNOWN,

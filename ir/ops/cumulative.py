@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from halfbyte.ir.ops.numerics import doubled, quiet
 from halfbyte.ir.ops.spec import Array, Attribute, Case, Context, OpSpec, normal, same_as_first
-from halfbyte.ir.ops.wide import doubled, quiet
 
 
 def running(function: Callable[..., Any], start: int) -> Callable[..., list[Array]]:

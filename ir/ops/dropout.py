@@ -10,7 +10,8 @@ import numpy as np
 
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Graph, Node
-from halfbyte.ir.ops.old_forms import (
+from halfbyte.ir.ops.numerics import quiet
+from halfbyte.ir.ops.older_forms import (
     CONSUMED,
     constant,
     drop_unused_outputs,
@@ -29,7 +30,6 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
-from halfbyte.ir.ops.wide import quiet
 
 NEWEST = 22
 

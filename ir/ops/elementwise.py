@@ -10,7 +10,8 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.dtypes import INTEGERS
 from halfbyte.ir.graph import Node
-from halfbyte.ir.ops.old_forms import broadcasting
+from halfbyte.ir.ops.numerics import quiet, widened
+from halfbyte.ir.ops.older_forms import broadcasting
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,
@@ -24,7 +25,6 @@ from halfbyte.ir.ops.spec import (
     required_input,
     same_as_first,
 )
-from halfbyte.ir.ops.wide import quiet, widened
 
 Function = Callable[..., Any]
 ARITHMETIC = (7, 13, 14)

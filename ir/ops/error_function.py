@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.ir.ops.numerics import by_chunks
 from halfbyte.ir.ops.spec import Array
-from halfbyte.ir.ops.wide import by_chunks
 
 Wide = NDArray[np.float64]
 SPLIT, END = 1.0, 6.0

@@ -10,7 +10,7 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.dtypes import dtype_name, numpy_dtype
 from halfbyte.ir.graph import Graph, Node
-from halfbyte.ir.ops.attention_standard import grouped_product, probabilities
+from halfbyte.ir.ops.attention import grouped_product, probabilities
 from halfbyte.ir.ops.control_flow import run_of
 from halfbyte.ir.ops.convolution import work_dtype
 from halfbyte.ir.ops.spec import (

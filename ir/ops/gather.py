@@ -11,7 +11,7 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.dtypes import FLOATING
 from halfbyte.ir.graph import Dim, Node
-from halfbyte.ir.ops.forms import renumbered
+from halfbyte.ir.ops.older_forms import renumbered
 from halfbyte.ir.ops.shape import integers, ints, moved, one
 from halfbyte.ir.ops.spec import (
     UNKNOWN,

@@ -177,7 +177,10 @@ def pillow_pixels(stream: bytes) -> NDArray[np.uint8] | None:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise UnsupportedError(
-            "this image format", "ImageDecoder", ["BMP", "PPM"], "install halfbyte[images] for the others"
+            "this image format",
+            "ImageDecoder",
+            ["BMP", "PPM"],
+            "install halfbyte[images] for the others",
         ) from error
     import io
 

@@ -10,6 +10,7 @@ import numpy as np
 from halfbyte.ir.dtypes import dtype_of
 from halfbyte.ir.graph import Node, Value
 from halfbyte.ir.ops.matmul import infer_matmul
+from halfbyte.ir.ops.numerics import quiet
 from halfbyte.ir.ops.quantization import rounded_to
 from halfbyte.ir.ops.spec import (
     Array,
@@ -22,7 +23,6 @@ from halfbyte.ir.ops.spec import (
     generator,
     required_input,
 )
-from halfbyte.ir.ops.wide import quiet
 
 
 def of_rows(values: Any) -> Array:

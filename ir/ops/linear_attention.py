@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Dim, Node
-from halfbyte.ir.ops.cells import sigmoid
+from halfbyte.ir.ops.recurrent_cells import sigmoid
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,

@@ -9,6 +9,7 @@ import numpy as np
 
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Node
+from halfbyte.ir.ops.numerics import quiet
 from halfbyte.ir.ops.softmax import log_softmax
 from halfbyte.ir.ops.spec import (
     Array,
@@ -22,7 +23,6 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
-from halfbyte.ir.ops.wide import quiet
 
 
 def likelihood_loss(

@@ -14,7 +14,8 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Dim, Node, Value
 from halfbyte.ir.ops.activation import swish
-from halfbyte.ir.ops.old_forms import to_version
+from halfbyte.ir.ops.numerics import quiet
+from halfbyte.ir.ops.older_forms import to_version
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -30,7 +31,6 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
-from halfbyte.ir.ops.wide import quiet
 from halfbyte.ir.tensor import Tensor, rows_and_columns
 
 DECODE_BYTES = 8 << 20

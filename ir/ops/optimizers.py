@@ -12,6 +12,7 @@ import numpy as np
 
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Node
+from halfbyte.ir.ops.numerics import quiet
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,
@@ -23,7 +24,6 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
-from halfbyte.ir.ops.wide import quiet
 
 Step = Callable[[float, int, Sequence[Array], Mapping[str, Any]], list[Array]]
 

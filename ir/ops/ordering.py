@@ -9,7 +9,7 @@ import numpy as np
 
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Dim, Node
-from halfbyte.ir.ops.forms import Lift, older, renumbered
+from halfbyte.ir.ops.older_forms import Lift, older, renumbered
 from halfbyte.ir.ops.shape import integers, ints
 from halfbyte.ir.ops.spec import (
     UNKNOWN,

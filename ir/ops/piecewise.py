@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from halfbyte.ir.ops.elementwise import unary
-from halfbyte.ir.ops.old_forms import consuming
+from halfbyte.ir.ops.numerics import pointwise
+from halfbyte.ir.ops.older_forms import consuming
 from halfbyte.ir.ops.spec import Array, Attribute, Case, OpSpec, normal
 from halfbyte.ir.ops.unary import IN_OUT
-from halfbyte.ir.ops.wide import pointwise
 
 
 def leaky_relu(data: Array, alpha: float) -> Array:

@@ -18,6 +18,7 @@ from halfbyte.ir.dtypes import (
 )
 from halfbyte.ir.graph import Node
 from halfbyte.ir.ops.cast import cast
+from halfbyte.ir.ops.numerics import quiet, widened
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,
@@ -30,7 +31,6 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
-from halfbyte.ir.ops.wide import quiet, widened
 
 VERSIONS = (10, 13, 19, 21, 23, 24, 25, 28)
 SCALE_POWERS = "float8_e8m0fnu"

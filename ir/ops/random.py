@@ -9,6 +9,7 @@ import numpy as np
 
 from halfbyte.ir.dtypes import dtype_name, dtype_of, numpy_dtype
 from halfbyte.ir.graph import Node
+from halfbyte.ir.ops.numerics import quiet
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -21,7 +22,6 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
-from halfbyte.ir.ops.wide import quiet
 
 SEED = {"seed": Attribute("float")}
 DTYPE = {"dtype": Attribute("dtype")}

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Dim, Node
-from halfbyte.ir.ops.cells import Activation, Step, activation_functions, gru, lstm, rnn
 from halfbyte.ir.ops.convolution import work_dtype
-from halfbyte.ir.ops.forms import older
+from halfbyte.ir.ops.older_forms import older
+from halfbyte.ir.ops.recurrent_cells import Activation, Step, activation_functions, gru, lstm, rnn
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,

@@ -13,8 +13,8 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.dtypes import FLOATING, INTEGERS
 from halfbyte.ir.graph import Dim, Graph, Node
-from halfbyte.ir.ops.forms import Lift, older
 from halfbyte.ir.ops.interpolation import SUPPORT, Axis, resize_axis
+from halfbyte.ir.ops.older_forms import Lift, older
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,

@@ -9,8 +9,8 @@ import numpy as np
 
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Graph, Node
-from halfbyte.ir.ops.forms import renumbered
 from halfbyte.ir.ops.gather import element_index
+from halfbyte.ir.ops.older_forms import renumbered
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,

@@ -10,7 +10,7 @@ import numpy as np
 
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Dim, Graph, Node
-from halfbyte.ir.ops.forms import Lift, older, renumbered
+from halfbyte.ir.ops.older_forms import Lift, older, renumbered
 from halfbyte.ir.ops.shape import integers, ints, moved, one
 from halfbyte.ir.ops.spec import (
     UNKNOWN,

@@ -1,4 +1,4 @@
-"""Fourier transforms and the mel scale. Complex values are pairs on a last axis of 2."""
+"""Fourier transforms, their windows, the mel scale. Complex values: pairs on a last axis of 2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from halfbyte.errors import GraphError
 from halfbyte.ir.dtypes import dtype_name, numpy_dtype
 from halfbyte.ir.graph import Dim, Graph, Node
-from halfbyte.ir.ops.forms import Lift, older
+from halfbyte.ir.ops.older_forms import Lift, older
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -29,6 +29,10 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
+
+HANN = (0.5, 0.5)
+HAMMING = (25 / 46, 21 / 46)
+BLACKMAN = (0.42, 0.5, 0.08)
 
 
 def signal_values(data: Array) -> NDArray[Any]:
@@ -248,7 +252,53 @@ def upgrade_older_dft(graph: Graph, node: Node) -> bool:
     return OLDER_DFT.upgrade is not None and OLDER_DFT.upgrade(graph, node)
 
 
+def window(size: int, periodic: bool, weights: Sequence[float]) -> Array:
+    """Return the sum of cosines with alternating signs, in float64."""
+    steps = size if periodic else size - 1
+    phase = 2 * np.pi * np.arange(size) / max(steps, 1)
+    terms = [(-1) ** k * weight * np.cos(k * phase) for k, weight in enumerate(weights)]
+    return np.asarray(sum(terms))
+
+
+def infer_window(node: Node) -> list[ValueType]:
+    """Infer: as long as the constant input says."""
+    size = known_ints(required_input(node, 0))
+    to = dtype_name(node.attributes.get("output_datatype", "float32"))
+    return [ValueType(to, (size[0] if size else UNKNOWN,))]
+
+
+def window_spec(op: str, weights: Sequence[float]) -> OpSpec:
+    """Return the spec of a window: a sum of cosines."""
+
+    def evaluate(
+        inputs: Sequence[Any], attributes: Mapping[str, Any], context: Context
+    ) -> list[Array]:
+        size = int(np.asarray(inputs[0]).reshape(()))
+        values = window(size, bool(attributes["periodic"]), weights)
+        return [values.astype(numpy_dtype(dtype_name(attributes["output_datatype"])))]
+
+    return OpSpec(
+        op,
+        (17,),
+        ("size",),
+        ("output",),
+        infer=infer_window,
+        evaluate=evaluate,
+        attributes={
+            "periodic": Attribute("int", 1),
+            "output_datatype": Attribute("dtype", "float32"),
+        },
+        cases=lambda: [
+            Case("periodic", [np.asarray(10, np.int64)]),
+            Case("symmetric", [np.asarray(7, np.int64)], {"periodic": 0}),
+        ],
+    )
+
+
 SPECS: tuple[OpSpec, ...] = (
+    window_spec("HannWindow", HANN),
+    window_spec("HammingWindow", HAMMING),
+    window_spec("BlackmanWindow", BLACKMAN),
     replace(OLDER_DFT, infer=infer_older_dft, upgrade=upgrade_older_dft),
     DFT,
     OpSpec(

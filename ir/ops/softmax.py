@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from halfbyte.ir.graph import Graph, Node, Value
-from halfbyte.ir.ops.old_forms import constant, insert_before, renewed
+from halfbyte.ir.ops.numerics import quiet
+from halfbyte.ir.ops.older_forms import constant, insert_before, renewed
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,
@@ -22,7 +23,6 @@ from halfbyte.ir.ops.spec import (
     required_input,
     same_as_first,
 )
-from halfbyte.ir.ops.wide import quiet
 
 Along = Callable[[Array, int], Array]
 RESHAPE, SHAPE = 25, 25

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Node
 from halfbyte.ir.ops.activation import sigmoid
+from halfbyte.ir.ops.numerics import quiet
 from halfbyte.ir.ops.softmax import softmax
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
@@ -25,7 +26,6 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
-from halfbyte.ir.ops.wide import quiet
 
 COMPARISONS = (
     np.less_equal,

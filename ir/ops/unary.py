@@ -11,7 +11,8 @@ import numpy as np
 from halfbyte.ir.dtypes import numpy_dtype
 from halfbyte.ir.graph import Graph, Node, Value
 from halfbyte.ir.ops.elementwise import UNARY, elementwise, predicate, unary
-from halfbyte.ir.ops.old_forms import constant, consuming, renewed, set_inputs
+from halfbyte.ir.ops.numerics import quiet, widened
+from halfbyte.ir.ops.older_forms import constant, consuming, renewed, set_inputs
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,
@@ -23,7 +24,6 @@ from halfbyte.ir.ops.spec import (
     required_input,
     same_as_first,
 )
-from halfbyte.ir.ops.wide import quiet, widened
 
 IN_OUT = {"inputs": ("input",), "outputs": ("output",)}
 LARGEST = 3.4028234663852886e38

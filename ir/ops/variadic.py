@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from halfbyte.ir.ops.elementwise import elementwise, infer_broadcast, pair_cases
-from halfbyte.ir.ops.old_forms import consuming, to_version
+from halfbyte.ir.ops.numerics import doubled
+from halfbyte.ir.ops.older_forms import consuming, to_version
 from halfbyte.ir.ops.spec import Array, Case, OpSpec, normal
-from halfbyte.ir.ops.wide import doubled
 
 
 def folded(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from halfbyte.ir.dtypes import ONNX_DTYPES, dtype_of
 from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.graph import Graph, Node, Value
 from halfbyte.ir.ops import FAMILIES, infer, op_key, op_spec
-from halfbyte.ir.ops.attention import visible
+from halfbyte.ir.ops.cached_attention import visible
 from halfbyte.ir.ops.matmul import linear
 from halfbyte.ir.ops.spec import UNKNOWN, Case, Context, ValueType, normal
 from halfbyte.ir.tensor import ArrayPart, Tensor, tensor_from_array

@@ -8,7 +8,7 @@ import pytest
 
 from halfbyte.ir.dtypes import NARROW_FLOATS, NARROW_INTEGERS, numpy_dtype
 from halfbyte.ir.ops.spec import normal
-from support.evaluate import evaluate
+from support.op_evaluation import evaluated_one
 
 INF, NAN = np.inf, np.nan
 F32 = np.float32
@@ -19,7 +19,7 @@ def f32(*values: float) -> np.ndarray:
 
 
 def cast(values: np.ndarray, to: str, **attributes) -> list:
-    return evaluate("Cast", values, to=to, **attributes).astype(F32).tolist()
+    return evaluated_one("Cast", values, to=to, **attributes).astype(F32).tolist()
 
 
 LARGEST = {
@@ -67,7 +67,7 @@ def test_narrow_integers_keep_the_low_bits(to: str) -> None:
     if to.startswith("int"):
         low = np.where(low >= 2 ** (bits - 1), low - 2**bits, low)
     assert cast(values, to) == low.tolist()
-    assert evaluate("Cast", values, to=to).dtype == numpy_dtype(to)
+    assert evaluated_one("Cast", values, to=to).dtype == numpy_dtype(to)
 
 
 @pytest.mark.parametrize("to", sorted(NARROW_FLOATS))
@@ -81,9 +81,9 @@ def test_narrow_floats_round_like_ml_dtypes(to: str) -> None:
 
 
 def test_float32_to_integer_truncates() -> None:
-    assert evaluate("Cast", f32(1.9, -1.9), to="int32").tolist() == [1, -1]
-    assert evaluate("Cast", np.asarray([200], np.int16), to="int8").tolist() == [-56]
-    assert evaluate("Cast", f32(0.0, -0.0, 0.5, NAN), to="bool").tolist() == [
+    assert evaluated_one("Cast", f32(1.9, -1.9), to="int32").tolist() == [1, -1]
+    assert evaluated_one("Cast", np.asarray([200], np.int16), to="int8").tolist() == [-56]
+    assert evaluated_one("Cast", f32(0.0, -0.0, 0.5, NAN), to="bool").tolist() == [
         False,
         False,
         True,
@@ -93,28 +93,28 @@ def test_float32_to_integer_truncates() -> None:
 
 def test_text_reads_back() -> None:
     data = f32(0.1, -1e30, 3.0)
-    text = evaluate("Cast", data, to="string")
+    text = evaluated_one("Cast", data, to="string")
     assert text.tolist()[0] == "0.1"
-    np.testing.assert_array_equal(evaluate("Cast", text, to="float32"), data)
+    np.testing.assert_array_equal(evaluated_one("Cast", text, to="float32"), data)
     special = np.asarray(["+INF", "inf", "-INF", "NaN", "1e2"], object)
-    read = evaluate("Cast", special, to="float64")
+    read = evaluated_one("Cast", special, to="float64")
     np.testing.assert_array_equal(read, [INF, INF, -INF, NAN, 100])
-    assert evaluate("Cast", np.asarray(["7", "-8"], object), to="int64").tolist() == [7, -8]
-    assert evaluate("Cast", np.asarray(["7.0"], object), to="int64").tolist() == [7]
-    assert evaluate("Cast", np.asarray(["2.5"], object), to="bfloat16").astype(F32)[0] == 2.5
+    assert evaluated_one("Cast", np.asarray(["7", "-8"], object), to="int64").tolist() == [7, -8]
+    assert evaluated_one("Cast", np.asarray(["7.0"], object), to="int64").tolist() == [7]
+    assert evaluated_one("Cast", np.asarray(["2.5"], object), to="bfloat16").astype(F32)[0] == 2.5
 
 
 def test_narrow_numbers_become_text() -> None:
     whole = np.asarray([-2, 1]).astype(ml_dtypes.int4)
-    assert evaluate("Cast", whole, to="string").tolist() == ["-2", "1"]
+    assert evaluated_one("Cast", whole, to="string").tolist() == ["-2", "1"]
     small = f32(0.5, -6).astype(ml_dtypes.float4_e2m1fn)
-    assert evaluate("Cast", small, to="string").tolist() == ["0.5", "-6.0"]
-    assert evaluate("Cast", small, to="int32").tolist() == [0, -6]
+    assert evaluated_one("Cast", small, to="string").tolist() == ["0.5", "-6.0"]
+    assert evaluated_one("Cast", small, to="int32").tolist() == [0, -6]
 
 
 def test_cast_like_takes_the_other_dtype() -> None:
     like = np.zeros(2, ml_dtypes.bfloat16)
-    assert evaluate("CastLike", f32(1.0), like).dtype == like.dtype
+    assert evaluated_one("CastLike", f32(1.0), like).dtype == like.dtype
 
 
 @pytest.mark.parametrize(
@@ -123,15 +123,15 @@ def test_cast_like_takes_the_other_dtype() -> None:
 )
 def test_bits_go_there_and_back(source: str, to: str) -> None:
     data = np.asarray([0, 1, 1], source) if source == "bool" else np.asarray([1, -2, 3], source)
-    there = evaluate("BitCast", data, to=to)
+    there = evaluated_one("BitCast", data, to=to)
     assert there.tobytes() == data.tobytes()
-    np.testing.assert_array_equal(evaluate("BitCast", there, to=source), data)
+    np.testing.assert_array_equal(evaluated_one("BitCast", there, to=source), data)
 
 
 def test_sub_byte_bits() -> None:
     data = np.asarray([-1, -8, 7]).astype(ml_dtypes.int4)
-    unsigned = evaluate("BitCast", data, to="uint4")
+    unsigned = evaluated_one("BitCast", data, to="uint4")
     assert unsigned.astype(int).tolist() == [15, 8, 7]
-    assert evaluate("BitCast", unsigned, to="int4").astype(int).tolist() == [-1, -8, 7]
-    floats = evaluate("BitCast", unsigned, to="float4_e2m1fn")
+    assert evaluated_one("BitCast", unsigned, to="int4").astype(int).tolist() == [-1, -8, 7]
+    floats = evaluated_one("BitCast", unsigned, to="float4_e2m1fn")
     assert floats.astype(F32).tolist() == [-6.0, -0.0, 6.0]

@@ -12,10 +12,9 @@ from halfbyte.errors import GraphError
 from halfbyte.ir.ops import FAMILIES, infer, op_spec
 from halfbyte.ir.ops.activation import sigmoid
 from halfbyte.ir.ops.error_function import erf
+from halfbyte.ir.ops.numerics import CHUNK, by_chunks
 from halfbyte.ir.ops.spec import normal
-from halfbyte.ir.ops.wide import CHUNK, by_chunks
-from support.evaluate import evaluate
-from support.old_forms import old_graph
+from support.op_evaluation import evaluated_one, node_graph
 
 INF, NAN = np.inf, np.nan
 F32 = np.float32
@@ -37,7 +36,7 @@ def f32(*values: float) -> np.ndarray:
 def test_unary_operators_keep_dtype_and_shape(key: str, dtype: type) -> None:
     for shape in [(2, 3), (0,), (2, 0, 3)]:
         data = np.full(shape, 0.5, dtype)
-        result = evaluate(key, data)
+        result = evaluated_one(key, data)
         assert result.shape == shape
         assert result.dtype == (np.bool_ if key in ("IsNaN", "IsInf") else data.dtype)
 
@@ -45,21 +44,21 @@ def test_unary_operators_keep_dtype_and_shape(key: str, dtype: type) -> None:
 @pytest.mark.parametrize("key", UNARY)
 def test_unary_operators_take_special_values_silently(key: str) -> None:
     data = f32(NAN, INF, -INF, 0.0, -0.0, 1e-40, 3e38, -3e38)
-    assert evaluate(key, data.reshape(-1, 1)).shape == (8, 1)
+    assert evaluated_one(key, data.reshape(-1, 1)).shape == (8, 1)
 
 
 @pytest.mark.parametrize("key", BINARY)
 @pytest.mark.parametrize("dtype", [F32, np.float16, ml_dtypes.bfloat16])
 def test_binary_operators_broadcast_empty_dimensions(key: str, dtype: type) -> None:
-    result = evaluate(key, np.ones((0, 3), dtype), np.ones((3,), dtype))
+    result = evaluated_one(key, np.ones((0, 3), dtype), np.ones((3,), dtype))
     assert result.shape == (0, 3)
     assert result.dtype == dtype
-    assert evaluate(key, np.ones((2, 3), dtype), np.ones((1, 3), dtype)).dtype == dtype
+    assert evaluated_one(key, np.ones((2, 3), dtype), np.ones((1, 3), dtype)).dtype == dtype
 
 
 def test_scalars_stay_arrays_without_dimensions() -> None:
     for key in ("Add", "Div", "Equal", "Max"):
-        result = evaluate(key, np.asarray(2.0, F32), np.asarray(2.0, F32))
+        result = evaluated_one(key, np.asarray(2.0, F32), np.asarray(2.0, F32))
         assert isinstance(result, np.ndarray)
         assert result.shape == ()
 
@@ -95,7 +94,7 @@ def test_scalars_stay_arrays_without_dimensions() -> None:
     ],
 )
 def test_values(key: str, inputs: list[np.ndarray], expected: np.ndarray) -> None:
-    result = evaluate(key, *inputs)
+    result = evaluated_one(key, *inputs)
     assert result.dtype == expected.dtype
     np.testing.assert_allclose(result, expected, rtol=1e-6)
     if result.dtype == F32:
@@ -105,36 +104,39 @@ def test_values(key: str, inputs: list[np.ndarray], expected: np.ndarray) -> Non
 
 def test_remainder_of_truncation_has_the_sign_of_the_dividend() -> None:
     data, divisor = np.asarray([-7, 7]), np.asarray([3, -3])
-    assert evaluate("Mod", data, divisor, fmod=1).tolist() == [-1, 1]
-    assert evaluate("Mod", f32(-7.5), f32(2), fmod=1).tolist() == [-1.5]
+    assert evaluated_one("Mod", data, divisor, fmod=1).tolist() == [-1, 1]
+    assert evaluated_one("Mod", f32(-7.5), f32(2), fmod=1).tolist() == [-1.5]
 
 
 def test_infinities_are_found_by_sign() -> None:
     data = f32(INF, -INF, NAN, 1)
-    assert evaluate("IsInf", data, detect_negative=0).tolist() == [True, False, False, False]
-    assert evaluate("IsInf", data, detect_positive=0).tolist() == [False, True, False, False]
+    assert evaluated_one("IsInf", data, detect_negative=0).tolist() == [True, False, False, False]
+    assert evaluated_one("IsInf", data, detect_positive=0).tolist() == [False, True, False, False]
     small = data.astype(ml_dtypes.float8_e5m2)
-    assert evaluate("IsInf", small).tolist() == [True, True, False, False]
-    assert evaluate("IsNaN", small).tolist() == [False, False, True, False]
+    assert evaluated_one("IsInf", small).tolist() == [True, True, False, False]
+    assert evaluated_one("IsNaN", small).tolist() == [False, False, True, False]
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64])
 def test_signed_bits_shift_arithmetically(dtype: type) -> None:
     data = np.asarray([-8, 8, -1], dtype)
-    assert evaluate("BitShift", data, dtype(1), direction="RIGHT").tolist() == [-4, 4, -1]
+    assert evaluated_one("BitShift", data, dtype(1), direction="RIGHT").tolist() == [-4, 4, -1]
     far = dtype(100)
-    assert evaluate("BitShift", data, far, direction="RIGHT").tolist() == [-1, 0, -1]
-    assert evaluate("BitShift", data, far, direction="LEFT").tolist() == [0, 0, 0]
-    assert evaluate("BitShift", data, dtype(-1), direction="LEFT").tolist() == [0, 0, 0]
+    assert evaluated_one("BitShift", data, far, direction="RIGHT").tolist() == [-1, 0, -1]
+    assert evaluated_one("BitShift", data, far, direction="LEFT").tolist() == [0, 0, 0]
+    assert evaluated_one("BitShift", data, dtype(-1), direction="LEFT").tolist() == [0, 0, 0]
 
 
 def test_running_sums_are_exclusive_and_reversed() -> None:
     data = f32(1, 2, 3)
     axis = np.asarray(0)
-    assert evaluate("CumSum", data, axis, exclusive=1).tolist() == [0, 1, 3]
-    assert evaluate("CumSum", data, axis, exclusive=1, reverse=1).tolist() == [5, 3, 0]
-    assert evaluate("CumProd", data, axis, exclusive=1).tolist() == [1, 1, 2]
-    assert evaluate("CumSum", np.ones((2, 0), F32), np.asarray(-1), exclusive=1).shape == (2, 0)
+    assert evaluated_one("CumSum", data, axis, exclusive=1).tolist() == [0, 1, 3]
+    assert evaluated_one("CumSum", data, axis, exclusive=1, reverse=1).tolist() == [5, 3, 0]
+    assert evaluated_one("CumProd", data, axis, exclusive=1).tolist() == [1, 1, 2]
+    assert evaluated_one("CumSum", np.ones((2, 0), F32), np.asarray(-1), exclusive=1).shape == (
+        2,
+        0,
+    )
 
 
 def test_error_function_is_within_its_bound() -> None:
@@ -157,7 +159,7 @@ def test_inputs_are_not_written() -> None:
     for key in UNARY:
         data = np.linspace(-2, 2, 12, dtype=F32).reshape(3, 4)
         data.flags.writeable = False
-        evaluate(key, data)
+        evaluated_one(key, data)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,6 @@ def test_inputs_are_not_written() -> None:
     ],
 )
 def test_broken_rules(key: str, inputs: list, attributes: dict, rule: str) -> None:
-    _, node = old_graph(key, op_spec(key).versions[-1], inputs, attributes)
+    _, node = node_graph(key, op_spec(key).versions[-1], inputs, attributes)
     with pytest.raises(GraphError, match=rule):
         infer(node)

@@ -14,13 +14,14 @@ from halfbyte.ir.ops import FAMILIES, infer, op_spec, op_specs
 from halfbyte.ir.ops.spec import UNKNOWN, Context, ValueType, normal
 from halfbyte.ir.ops.subgraph import interpret
 from halfbyte.ir.tensor import tensor_from_array
-from support.old_forms import evaluate_graph, old_graph, upgrade_fully
+from support.op_evaluation import evaluate_graph, node_graph, upgrade_fully
 
 A = normal(1, 2, 3, 4)
 UNRANKED = Value("x", "float32")
 SEVEN = np.float32(7).reshape(())
 MINE = (
-    *("constants", "gather", "layout", "ordering", "padding", "scatter", "selection", "shape"),
+    *("constants", "gather", "ordering", "padding", "rearrangement", "scatter"),
+    *("selection", "shape"),
     *("sequence", "optional", "control_flow"),
 )
 
@@ -77,11 +78,11 @@ def test_old_form_means_what_it_meant_and_its_upgrade_too(
     key: str, version: int, inputs: list[Any], attributes: dict[str, Any], expected: Any
 ) -> None:
     outputs = 2 if key in ("Split", "TopK") else 1
-    graph, _ = old_graph(key, version, inputs, attributes, outputs)
+    graph, _ = node_graph(key, version, inputs, attributes, outputs)
     before = evaluate_graph(graph, inputs)
     if expected is not None:
         np.testing.assert_array_equal(before[0], expected)
-    graph, node = old_graph(key, version, inputs, attributes, outputs)
+    graph, node = node_graph(key, version, inputs, attributes, outputs)
     assert upgrade_fully(graph)
     assert node.since_version in op_specs(node.op)[-1].versions
     after = evaluate_graph(graph, inputs)
@@ -127,12 +128,12 @@ def types(key: str, *inputs: Any, outputs: int = 1, version: int | None = None, 
 def test_first_form_of_tile_repeats_one_axis() -> None:
     for counts, place in (([2], [1]), ([3], [0])):
         inputs = [A, np.float32(counts), np.float32(place)]
-        graph, _ = old_graph("Tile", 1, inputs, {})
+        graph, _ = node_graph("Tile", 1, inputs, {})
         (found,) = evaluate_graph(graph, inputs)
         repeats = [1, 1, 1]
         repeats[place[0]] = counts[0]
         np.testing.assert_array_equal(found, np.tile(A, repeats))
-        graph, node = old_graph("Tile", 1, inputs, {})
+        graph, node = node_graph("Tile", 1, inputs, {})
         assert not upgrade_fully(graph)
         for index in (1, 2):
             tensor = tensor_from_array(f"t{index}", inputs[index])
@@ -290,7 +291,7 @@ def test_ranges_count_exactly() -> None:
 
 
 def test_first_form_of_shape_takes_all_axes() -> None:
-    graph, node = old_graph("Shape", 1, [A], {})
+    graph, node = node_graph("Shape", 1, [A], {})
     assert evaluate_graph(graph, [A])[0].tolist() == [2, 3, 4]
     assert op_spec("Shape", 1).upgrade(graph, node)
     assert node.since_version == 15

@@ -8,8 +8,14 @@ import pytest
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Value
 from halfbyte.ir.ops.spec import UNKNOWN, normal
-from support.old_forms import evaluate_graph, old_graph, upgrade_fully
-from support.op_evaluation import evaluated, evaluated_one, inferred
+from support.op_evaluation import (
+    evaluate_graph,
+    evaluated,
+    evaluated_one,
+    inferred,
+    node_graph,
+    upgrade_fully,
+)
 
 PLANE = {"kernel_shape": [3, 2], "strides": [2, 1], "dilations": [1, 2], "pads": [1, 0, 2, 1]}
 LINE = {"kernel_shape": [4], "strides": [3], "dilations": [1], "pads": [2, 1]}
@@ -134,7 +140,7 @@ def test_floating_power_of_the_first_form(key: str) -> None:
     data = normal(5, 1, 2, 5)
     attributes = {"kernel_shape": [2]} if key == "LpPool" else {}
     for power, exact in ((3.0, True), (2.5, False)):
-        graph, node = old_graph(key, 1, [data], attributes | {"p": power})
+        graph, node = node_graph(key, 1, [data], attributes | {"p": power})
         (before,) = evaluate_graph(graph, [data])
         assert upgrade_fully(graph) is exact
         assert node.since_version == (2 if exact else 1)

@@ -8,8 +8,7 @@ import pytest
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Value
 from halfbyte.ir.ops.spec import UNKNOWN, normal
-from support.old_forms import evaluate_graph, old_graph, upgrade_fully
-from support.op_evaluation import evaluated, inferred
+from support.op_evaluation import evaluate_graph, evaluated, inferred, node_graph, upgrade_fully
 
 STEPS, BATCH, INPUT, HIDDEN = 5, 3, 4, 6
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -147,7 +146,7 @@ def test_clip_bounds_what_goes_into_activations() -> None:
 def test_first_form_says_whether_the_sequence_is_wanted(op: str) -> None:
     gates = GATES[op]
     inputs = [normal(1, 3, 2, 4), normal(2, 1, gates * 5, 4), normal(3, 1, gates * 5, 5)]
-    graph, node = old_graph(op, 1, inputs, {"output_sequence": 1, "hidden_size": 5}, outputs=2)
+    graph, node = node_graph(op, 1, inputs, {"output_sequence": 1, "hidden_size": 5}, outputs=2)
     before = evaluate_graph(graph, inputs)
     assert upgrade_fully(graph)
     assert "output_sequence" not in node.attributes

@@ -8,8 +8,7 @@ import pytest
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Value
 from halfbyte.ir.ops.spec import UNKNOWN, normal
-from support.old_forms import evaluate_graph, old_graph, upgrade_fully
-from support.op_evaluation import evaluated_one, inferred
+from support.op_evaluation import evaluate_graph, evaluated_one, inferred, node_graph, upgrade_fully
 
 LINE = np.float32([[[10, 20, 30, 40]]])
 
@@ -137,7 +136,7 @@ OLD = [
 
 @pytest.mark.parametrize(("key", "version", "inputs", "attributes"), OLD)
 def test_old_forms_become_resize(key: str, version: int, inputs: list, attributes: dict) -> None:
-    graph, node = old_graph(key, version, inputs, attributes)
+    graph, node = node_graph(key, version, inputs, attributes)
     (before,) = evaluate_graph(graph, inputs)
     assert upgrade_fully(graph)
     assert (node.op, node.since_version) == ("Resize", 13)
@@ -147,9 +146,9 @@ def test_old_forms_become_resize(key: str, version: int, inputs: list, attribute
 def test_resize_11_stays_where_it_says_what_the_newest_cannot() -> None:
     rounding = HALF_NN | {"nearest_mode": "ceil"}
     inputs = [DATA, np.zeros(0, np.float32), UP]
-    assert not upgrade_fully(old_graph("Resize", 11, inputs, rounding)[0])
+    assert not upgrade_fully(node_graph("Resize", 11, inputs, rounding)[0])
     both = [DATA, np.zeros(0, np.float32), UP, np.asarray([1, 2, 6, 7])]
-    assert not upgrade_fully(old_graph("Resize", 11, both, {})[0])
+    assert not upgrade_fully(node_graph("Resize", 11, both, {})[0])
 
 
 def test_upsample_repeats_values() -> None:

@@ -7,10 +7,9 @@ import pytest
 
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Value
-from halfbyte.ir.ops.sampling import reflected
+from halfbyte.ir.ops.grid_sampling import reflected
 from halfbyte.ir.ops.spec import UNKNOWN, normal
-from support.old_forms import evaluate_graph, old_graph, upgrade_fully
-from support.op_evaluation import evaluated_one, inferred
+from support.op_evaluation import evaluate_graph, evaluated_one, inferred, node_graph, upgrade_fully
 
 PLANE = np.arange(1, 13, dtype=np.float32).reshape(1, 1, 3, 4)
 
@@ -70,7 +69,7 @@ def test_reflection_goes_back_and_forth() -> None:
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic", "nearest"])
 def test_grid_sample_16_has_other_names(mode: str) -> None:
     inputs = [normal(1, 1, 2, 4, 5), normal(2, 1, 3, 2, 2)]
-    graph, node = old_graph("GridSample", 16, inputs, {"mode": mode})
+    graph, node = node_graph("GridSample", 16, inputs, {"mode": mode})
     (before,) = evaluate_graph(graph, inputs)
     assert upgrade_fully(graph)
     assert node.attributes["mode"] in ("linear", "cubic", "nearest")
@@ -158,7 +157,7 @@ def test_regions_outside_and_without_size() -> None:
 
 def test_roi_align_10_never_shifts() -> None:
     inputs = [SLOPE, np.float32([[1, 2, 5, 6]]), np.asarray([0])]
-    graph, node = old_graph("RoiAlign", 10, inputs, {"output_height": 3, "output_width": 2})
+    graph, node = node_graph("RoiAlign", 10, inputs, {"output_height": 3, "output_width": 2})
     (before,) = evaluate_graph(graph, inputs)
     assert upgrade_fully(graph)
     assert node.attributes["coordinate_transformation_mode"] == "output_half_pixel"

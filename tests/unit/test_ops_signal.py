@@ -8,8 +8,7 @@ import pytest
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Value
 from halfbyte.ir.ops.spec import UNKNOWN, normal
-from support.old_forms import evaluate_graph, old_graph, upgrade_fully
-from support.op_evaluation import evaluated_one, inferred
+from support.op_evaluation import evaluate_graph, evaluated_one, inferred, node_graph, upgrade_fully
 
 
 def summed(signal: np.ndarray, length: int, inverse: bool = False) -> np.ndarray:
@@ -53,7 +52,7 @@ def test_onesided_transform_and_its_inverse(length: int) -> None:
 @pytest.mark.parametrize("attributes", [{}, {"axis": 2}, {"axis": -3, "onesided": 1}])
 def test_axis_of_the_older_form(attributes: dict) -> None:
     data = normal(3, 2, 3, 4, 1)
-    graph, node = old_graph("DFT", 17, [data], attributes)
+    graph, node = node_graph("DFT", 17, [data], attributes)
     (before,) = evaluate_graph(graph, [data])
     wanted = np.asarray(attributes.get("axis", 1))
     rest = {n: v for n, v in attributes.items() if n != "axis"}

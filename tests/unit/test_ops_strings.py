@@ -8,8 +8,7 @@ import pytest
 from halfbyte.errors import GraphError
 from halfbyte.ir.ops import infer, op_spec
 from halfbyte.ir.ops.strings import text
-from support.evaluate import evaluate
-from support.old_forms import old_graph
+from support.op_evaluation import evaluated, evaluated_one, node_graph
 
 F32 = np.float32
 ML = "ai.onnx.ml"
@@ -17,9 +16,14 @@ ML = "ai.onnx.ml"
 
 def test_strings_broadcast_and_join() -> None:
     left = text("a", "b").reshape(2, 1)
-    assert evaluate("StringConcat", left, text("x", "y")).tolist() == [["ax", "ay"], ["bx", "by"]]
-    assert evaluate("StringConcat", np.zeros((0,), object), text("x")).shape == (0,)
-    assert evaluate("StringConcat", np.asarray("a", object), np.asarray("b", object)).shape == ()
+    assert evaluated_one("StringConcat", left, text("x", "y")).tolist() == [
+        ["ax", "ay"],
+        ["bx", "by"],
+    ]
+    assert evaluated_one("StringConcat", np.zeros((0,), object), text("x")).shape == (0,)
+    assert (
+        evaluated_one("StringConcat", np.asarray("a", object), np.asarray("b", object)).shape == ()
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,7 +38,7 @@ def test_strings_broadcast_and_join() -> None:
     ],
 )
 def test_strings_split(words: list, attributes: dict, parts: list, counts: list) -> None:
-    found, lengths = evaluate("StringSplit", text(*words), outputs=2, **attributes)
+    found, lengths = evaluated("StringSplit", text(*words), outputs=2, **attributes)
     assert found.tolist() == parts
     assert lengths.tolist() == counts
     assert found.shape == (len(words), max(counts))
@@ -53,14 +57,14 @@ def test_strings_split(words: list, attributes: dict, parts: list, counts: list)
 @pytest.mark.parametrize("rank", [1, 2])
 def test_words_are_normalized(words: list, attributes: dict, expected: list, rank: int) -> None:
     data = np.asarray(words, object).reshape((1,) * (rank - 1) + (-1,))
-    result = evaluate("StringNormalizer", data, **attributes)
+    result = evaluated_one("StringNormalizer", data, **attributes)
     assert result.reshape(-1).tolist() == expected
     assert result.ndim == rank
 
 
 def test_patterns_match_whole_strings() -> None:
     words = text("a.com", "xa.com", "").reshape(3, 1)
-    assert evaluate("RegexFullMatch", words, pattern=r"a\.\w+").tolist() == [
+    assert evaluated_one("RegexFullMatch", words, pattern=r"a\.\w+").tolist() == [
         [True],
         [False],
         [False],
@@ -92,10 +96,10 @@ def vectorizer(**changes) -> dict:
 )
 def test_ngrams_are_counted(changes: dict, expected: list) -> None:
     words = text("a", "b", "a", "b")
-    assert evaluate("TfIdfVectorizer", words, **vectorizer(**changes)).tolist() == expected
+    assert evaluated_one("TfIdfVectorizer", words, **vectorizer(**changes)).tolist() == expected
     rows = np.stack([words, words[::-1]])
-    assert evaluate("TfIdfVectorizer", rows, **vectorizer(**changes)).shape == (2, 4)
-    empty = evaluate("TfIdfVectorizer", words[:0], **vectorizer(**changes))
+    assert evaluated_one("TfIdfVectorizer", rows, **vectorizer(**changes)).shape == (2, 4)
+    empty = evaluated_one("TfIdfVectorizer", words[:0], **vectorizer(**changes))
     assert empty.tolist() == [0, 0, 0, 0]
 
 
@@ -116,27 +120,27 @@ def test_ngrams_are_counted(changes: dict, expected: list) -> None:
     ],
 )
 def test_labels_follow_their_keys(keys: dict, values: dict, expected: list) -> None:
-    result = evaluate(f"{ML}.LabelEncoder", np.asarray([1, 2, 3]), **keys, **values)
+    result = evaluated_one(f"{ML}.LabelEncoder", np.asarray([1, 2, 3]), **keys, **values)
     assert result.tolist() == expected
 
 
 def test_labels_of_not_a_number_and_of_classes() -> None:
     data = np.asarray([np.nan, 1], F32)
     keyed = {"keys_floats": [np.nan, 1.0], "values_int64s": [5, 6]}
-    assert evaluate(f"{ML}.LabelEncoder", data, **keyed).tolist() == [5, 6]
+    assert evaluated_one(f"{ML}.LabelEncoder", data, **keyed).tolist() == [5, 6]
     names = {"classes_strings": ["cat", "dog"]}
     key = f"{ML}.LabelEncoder"
-    assert evaluate(key, text("dog", "cow"), version=1, **names).tolist() == [1, -1]
-    found = evaluate(key, np.asarray([0, 5]), version=1, **names)
+    assert evaluated_one(key, text("dog", "cow"), version=1, **names).tolist() == [1, -1]
+    found = evaluated_one(key, np.asarray([0, 5]), version=1, **names)
     assert found.tolist() == ["cat", "_Unused"]
 
 
 def test_features_are_selected_and_compared() -> None:
     row, picks = np.arange(4, dtype=F32), np.asarray([[2, 0]])
-    assert evaluate(f"{ML}.ArrayFeatureExtractor", row, picks).tolist() == [[2, 0]]
+    assert evaluated_one(f"{ML}.ArrayFeatureExtractor", row, picks).tolist() == [[2, 0]]
     data = np.arange(6, dtype=F32).reshape(2, 3)
-    assert evaluate(f"{ML}.ArrayFeatureExtractor", data, picks).tolist() == [[2, 0], [5, 3]]
-    assert evaluate(f"{ML}.Binarizer", row, threshold=1.0).tolist() == [0, 0, 1, 1]
+    assert evaluated_one(f"{ML}.ArrayFeatureExtractor", data, picks).tolist() == [[2, 0], [5, 3]]
+    assert evaluated_one(f"{ML}.Binarizer", row, threshold=1.0).tolist() == [0, 0, 1, 1]
 
 
 def tree(**changes) -> dict:
@@ -168,7 +172,7 @@ def tree(**changes) -> dict:
 )
 def test_leaves_add_to_targets(changes: dict, expected: list) -> None:
     data = np.asarray([[0.5, 5], [0.6, 4], [np.nan, 3]], F32)
-    result = evaluate(f"{ML}.TreeEnsemble", data, **tree(**changes))
+    result = evaluated_one(f"{ML}.TreeEnsemble", data, **tree(**changes))
     assert result.dtype == F32
     assert result.tolist() == expected
 
@@ -178,8 +182,8 @@ def test_scores_are_transformed(transform: int) -> None:
     data = np.asarray([[0.5, 5], [0.6, 4]], F32)
     weights = np.asarray([0.1, 0.2, 0.3, 0.4], F32)
     changes = {"leaf_weights": weights, "n_targets": 2, "post_transform": transform}
-    result = evaluate(f"{ML}.TreeEnsemble", data, **tree(**changes))
-    scores = evaluate(f"{ML}.TreeEnsemble", data, **tree(**changes | {"post_transform": 0}))
+    result = evaluated_one(f"{ML}.TreeEnsemble", data, **tree(**changes))
+    scores = evaluated_one(f"{ML}.TreeEnsemble", data, **tree(**changes | {"post_transform": 0}))
     wanted = {
         1: np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True),
         2: 1 / (1 + np.exp(-scores)),
@@ -192,7 +196,7 @@ def test_scores_are_transformed(transform: int) -> None:
 def test_trees_without_an_end_are_refused() -> None:
     endless = tree(nodes_trueleafs=[0, 1], nodes_falseleafs=[0, 1], nodes_falsenodeids=[0, 3])
     with pytest.raises(GraphError, match="never reaches a leaf"):
-        evaluate(f"{ML}.TreeEnsemble", np.ones((1, 2), F32), **endless)
+        evaluated_one(f"{ML}.TreeEnsemble", np.ones((1, 2), F32), **endless)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +209,6 @@ def test_trees_without_an_end_are_refused() -> None:
     ],
 )
 def test_broken_rules(key: str, inputs: list, attributes: dict, rule: str) -> None:
-    _, node = old_graph(key, op_spec(key).versions[-1], inputs, attributes)
+    _, node = node_graph(key, op_spec(key).versions[-1], inputs, attributes)
     with pytest.raises(GraphError, match=rule):
         infer(node)

@@ -9,7 +9,7 @@ import pytest
 
 from halfbyte.ir.ops import OPS, op_specs
 from halfbyte.ir.ops.spec import normal
-from support.old_forms import evaluate_graph, old_graph, upgrade_fully
+from support.op_evaluation import evaluate_graph, node_graph, upgrade_fully
 
 A = normal(1, 2, 3, 4, 5)
 ROWS, MIDDLE, LEAD = normal(2, 4, 5), normal(3, 3, 4), normal(4, 2)
@@ -112,9 +112,9 @@ CASES = [
 def test_upgraded_node_computes_the_same(
     key: str, version: int, inputs: list[np.ndarray], attributes: dict[str, Any]
 ) -> None:
-    graph, _ = old_graph(key, version, inputs, attributes)
+    graph, _ = node_graph(key, version, inputs, attributes)
     (before,) = evaluate_graph(graph, inputs)
-    graph, node = old_graph(key, version, inputs, attributes)
+    graph, node = node_graph(key, version, inputs, attributes)
     assert upgrade_fully(graph)
     assert not {"consumed_inputs", "broadcast", "is_test"} & set(node.attributes)
     (after,) = evaluate_graph(graph, inputs)
@@ -141,12 +141,12 @@ def test_every_old_form_of_these_families_is_tried() -> None:
     ],
 )
 def test_axis_aligns_the_second_input(key: str, attributes: dict, expected: np.ndarray) -> None:
-    graph, _ = old_graph(key, 6, [A, MIDDLE], attributes)
+    graph, _ = node_graph(key, 6, [A, MIDDLE], attributes)
     np.testing.assert_array_equal(evaluate_graph(graph, [A, MIDDLE])[0], expected)
 
 
 def test_old_softmax_normalizes_all_dimensions_from_the_axis_on() -> None:
-    graph, _ = old_graph("Softmax", 1, [A], {"axis": 1})
+    graph, _ = node_graph("Softmax", 1, [A], {"axis": 1})
     result = evaluate_graph(graph, [A])[0]
     np.testing.assert_allclose(result.sum(axis=(1, 2, 3)), 1, rtol=1e-6)
 
@@ -154,7 +154,7 @@ def test_old_softmax_normalizes_all_dimensions_from_the_axis_on() -> None:
 def test_statistics_of_positions_stay_in_the_old_form() -> None:
     shape = A.shape[1:]
     inputs = [A, *(normal(20 + i, *shape) for i in range(3)), np.abs(normal(23, *shape))]
-    graph, _ = old_graph("BatchNormalization", 7, inputs, {"spatial": 0})
+    graph, _ = node_graph("BatchNormalization", 7, inputs, {"spatial": 0})
     result = evaluate_graph(graph, inputs)[0]
     _, scale, bias, mean, variance = inputs
     wanted = (A - mean) / np.sqrt(variance + 1e-5) * scale + bias
@@ -163,7 +163,7 @@ def test_statistics_of_positions_stay_in_the_old_form() -> None:
 
 
 def test_training_of_old_batches_returns_all_statistics() -> None:
-    graph, _ = old_graph("BatchNormalization", 7, [A, *CHANNELS], {"momentum": 0.25}, outputs=5)
+    graph, _ = node_graph("BatchNormalization", 7, [A, *CHANNELS], {"momentum": 0.25}, outputs=5)
     result, mean, variance, saved_mean, saved_variance = evaluate_graph(graph, [A, *CHANNELS])
     np.testing.assert_allclose(saved_mean, A.mean(axis=(0, 2, 3)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(saved_variance, A.var(axis=(0, 2, 3)), rtol=1e-5)
@@ -174,7 +174,7 @@ def test_training_of_old_batches_returns_all_statistics() -> None:
 
 
 def test_mask_of_floats_stays_in_the_old_form() -> None:
-    graph, _ = old_graph("Dropout", 7, [A], {}, outputs=2)
+    graph, _ = node_graph("Dropout", 7, [A], {}, outputs=2)
     result, mask = evaluate_graph(graph, [A])
     np.testing.assert_array_equal(result, A)
     assert mask.dtype == np.float32
@@ -192,14 +192,14 @@ def test_mask_of_floats_stays_in_the_old_form() -> None:
     ],
 )
 def test_upgrade_needs_a_known_rank(key: str, version: int, inputs: list, attributes: dict) -> None:
-    graph, node = old_graph(key, version, inputs, attributes)
+    graph, node = node_graph(key, version, inputs, attributes)
     graph.inputs[0].shape = None
     assert not upgrade_fully(graph)
     assert node.since_version == version
 
 
 def test_limits_of_integers_stay_in_the_old_form() -> None:
-    graph, node = old_graph("Clip", 6, [WHOLE], {"min": 2.0, "max": 5.0})
+    graph, node = node_graph("Clip", 6, [WHOLE], {"min": 2.0, "max": 5.0})
     assert evaluate_graph(graph, [WHOLE])[0].max() == 5
     assert not upgrade_fully(graph)
     assert node.since_version == 6

@@ -7,7 +7,7 @@ import numpy as np
 from halfbyte.converters.onnx.opset_choice import form_at, obstacle
 from halfbyte.ir.graph import Graph, Node
 from halfbyte.ir.ops import op_specs, spec_of
-from halfbyte.ir.ops.forms import Lift, Older
+from halfbyte.ir.ops.older_forms import Lift, Older
 from halfbyte.ir.ops.spec import OpSpec
 
 

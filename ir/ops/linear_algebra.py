@@ -10,6 +10,7 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.dtypes import dtype_name, dtype_of, numpy_dtype
 from halfbyte.ir.graph import Dim, Node
+from halfbyte.ir.ops.numerics import doubled, quiet
 from halfbyte.ir.ops.spec import (
     Array,
     Attribute,
@@ -22,7 +23,6 @@ from halfbyte.ir.ops.spec import (
     normal,
     required_input,
 )
-from halfbyte.ir.ops.wide import doubled, quiet
 
 
 @quiet
