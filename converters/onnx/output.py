@@ -13,6 +13,7 @@ from halfbyte.converters.onnx.lowering.target import target_opset
 from halfbyte.converters.onnx.opset_choice import every_graph
 from halfbyte.converters.onnx.profile import profile
 from halfbyte.converters.onnx.writer import write_graph
+from halfbyte.errors import UnsupportedError
 from halfbyte.ir.graph import Graph
 from halfbyte.ir.model import Model
 from halfbyte.ir.ops.inference import infer_types
@@ -30,9 +31,13 @@ def write_onnx(model: Model, path: Path, options: WriteOptions) -> list[WrittenT
     # The exporter of language models says attention as one operator; before it existed, an encoder
     # can be said by its parts.
     apart = options.opset is not None and options.opset < ATTENTION_OPSET
-    if is_language_model(model) and not (apart and not model.graph.states):
-        return write_language_model(model, path, options)
-    return write_model(model, path, options)
+    try:
+        if is_language_model(model) and not (apart and not model.graph.states):
+            return write_language_model(model, path, options)
+        return write_model(model, path, options)
+    except UnicodeEncodeError as error:
+        what = f"text that is not UTF-8 ({error.object!r})"
+        raise UnsupportedError(what, str(path), advice="rename it in the source") from None
 
 
 def write_model(model: Model, path: Path, options: WriteOptions) -> list[WrittenTensor]:

@@ -146,3 +146,12 @@ def test_strings_go_through_run(cli, tmp_path):
     with np.load(tmp_path / "y.npz") as arrays:
         assert arrays["y"].tolist() == ["ü", "long text"]
     assert cli("verify", path, path, "--data", tmp_path / "x.npz", "--max-abs-error", 0).code == 0
+
+
+def test_names_that_are_not_text(cli, fails, tmp_path):
+    kinds = [value("x", ("n",))], [value("y", ("n",))]
+    path = tmp_path / "m.onnx"
+    found = model(graph([node("Relu", ["x"], ["abc"]), node("Relu", ["abc"], ["y"])], [], *kinds))
+    path.write_bytes(found.replace(b"abc", b"\xffbc"))
+    assert cli("inspect", path).code == 0
+    assert "text that is not UTF-8" in fails("convert", path, tmp_path / "o.onnx")
