@@ -1,7 +1,7 @@
 """The Hugging Face hub: fetch what a model needs, upload what was written.
 
-`org/name[@revision]` stands for a repository, `org/name/file.gguf[@revision]` for one file of it; an
-ONNX file brings its files of data, config and tokenizer along.
+`org/name[@revision]` stands for a repository, `org/name/file.gguf[@revision]` for one file of it;
+an ONNX file brings its files of data, config and tokenizer along.
 huggingface-hub finds the token, keeps the cache, resumes broken transfers and works offline from
 the cache (HF_HUB_OFFLINE=1); HF_ENDPOINT names another server.
 """
@@ -276,7 +276,8 @@ def _refuse_content(found: HubId, names: list[str]) -> NoReturn:
             f"name it as {found.repository}/{single[0]}"
         )
     raise HalfbyteError(
-        f"{found}: no weights there that can be read (safetensors, pytorch_model.bin, GGUF, .hb, ONNX)"
+        f"{found}: no weights there that can be read (safetensors, pytorch_model.bin, GGUF, .hb, "
+        "ONNX)"
     )
 
 

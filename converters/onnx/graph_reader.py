@@ -26,6 +26,7 @@ from halfbyte.converters.onnx.operators import version_of
 from halfbyte.converters.onnx.order import OrderError, ordered
 from halfbyte.converters.onnx.scope import (
     FreeNames,
+    FreshNames,
     Program,
     Scope,
     function_key,
@@ -54,7 +55,8 @@ class GraphReader:
     """Builds the graph of one file.
 
     declared: where the types of values stand. missing: operators that are unknown, with how often
-    they are met. tensors by name: every stored tensor, in order.
+    they are met. stored: every stored tensor by name, in order; initializers: which of them are
+    such, of subgraphs too.
     """
 
     def __init__(self, tensors: TensorReader, functions: Functions) -> None:
@@ -67,7 +69,9 @@ class GraphReader:
         self.declared: dict[Value, Span | None] = {}
         self.missing: Counter[str] = Counter()
         self.stored: dict[str, Tensor] = {}
+        self.initializers: set[str] = set()
         self._constants: dict[tuple[int, int], Value] = {}
+        self._fresh_name = FreshNames()
 
     def fail(self, rule: str, offset: int) -> NoReturn:
         """Raise the error for a broken rule."""
@@ -103,14 +107,13 @@ class GraphReader:
     def _store(self, scope: Scope, name: str, tensor: Tensor, offset: int) -> None:
         if not name or name in scope.names:
             self.fail(f"initializer {name!r} has no name or stands twice", offset)
-        scope.names[name] = self._kept(tensor)
+        kept = self._kept(tensor)
+        self.initializers.add(kept.name)
+        scope.names[name] = kept
 
     def _kept(self, tensor: Tensor) -> Tensor:
         """Return a stored tensor under a name that no other one has."""
-        name, count = tensor.name, 0
-        while name in self.stored:
-            count += 1
-            name = f"{tensor.name}.{count}"
+        name = self._fresh_name(tensor.name)
         self.stored[name] = tensor if name == tensor.name else tensor.renamed(name)
         return self.stored[name]
 

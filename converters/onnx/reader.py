@@ -27,7 +27,7 @@ from halfbyte.converters.onnx.messages import (
 from halfbyte.converters.onnx.operators import used_operators
 from halfbyte.converters.onnx.profile import with_kinds
 from halfbyte.converters.onnx.protobuf import Buffer, mapped, parse
-from halfbyte.converters.onnx.scope import inner_graphs
+from halfbyte.converters.onnx.scope import FreshNames, inner_graphs
 from halfbyte.converters.onnx.tensors import TensorReader
 from halfbyte.converters.onnx.type_filling import BROKEN, TypeFiller
 from halfbyte.converters.onnx.types import read_type
@@ -141,10 +141,10 @@ def _model(buffer: Buffer, message: ModelMessage) -> Model:
     build: Callable[[Model], Graph]
     try:
         graph = _finished(reader, reader.graph(message.graph, opsets), opsets)
-        weights = _weights(graph, reader, message.graph)
+        weights = _weights(graph, reader)
         build = _Rebuilt(graph)
     except (UnsupportedError, GraphError) as error:
-        weights = _stored_weights(reader, message.graph)
+        weights = _stored_weights(reader)
         build = _Failing(error)
     return Model(
         weights,
@@ -187,8 +187,8 @@ def every_graph(graph: Graph) -> Iterator[Graph]:
         yield from every_graph(inner)
 
 
-def _is_weight(tensor: Tensor, initializers: frozenset[str]) -> bool:
-    return tensor.name in initializers or tensor.size >= WEIGHT_VALUES
+def _is_weight(tensor: Tensor, reader: GraphReader) -> bool:
+    return tensor.name in reader.initializers or tensor.size >= WEIGHT_VALUES
 
 
 def _initializer_names(message: GraphMessage) -> frozenset[str]:
@@ -196,18 +196,37 @@ def _initializer_names(message: GraphMessage) -> frozenset[str]:
     return frozenset({tensor.name for tensor in message.initializer} | sparse)
 
 
-def _weights(graph: Graph, reader: GraphReader, message: GraphMessage) -> dict[str, Tensor]:
+def _named_apart(graph: Graph) -> dict[str, Tensor]:
+    """Give tensors that share a name, as upgrades and views of stored ones do, names of their own.
+
+    The first keeps its name: those of the file stand before those that were made.
+    """
+    held = [(inner, *item) for inner in every_graph(graph) for item in inner.constants.items()]
+    named: dict[str, Tensor] = {}
+    for _, _, tensor in held:
+        named.setdefault(tensor.name, tensor)
+    fresh_name = FreshNames(named)
+    renamed: dict[int, Tensor] = {}
+    for inner, place, tensor in held:
+        if named[tensor.name] is tensor:
+            continue
+        if id(tensor) not in renamed:
+            name = fresh_name(tensor.name)
+            renamed[id(tensor)] = named[name] = tensor.renamed(name)
+        inner.set_constant(place, renamed[id(tensor)])
+    return named
+
+
+def _weights(graph: Graph, reader: GraphReader) -> dict[str, Tensor]:
     """Return the stored tensors as the graph has them, in the order of the file."""
-    names = _initializer_names(message)
-    made = {t.name: t for inner in every_graph(graph) for t in inner.constants.values()}
+    made = _named_apart(graph)
     order = [*(name for name in reader.stored if name in made), *made]
-    found = {name: made[name] for name in order if _is_weight(made[name], names)}
+    found = {name: made[name] for name in order if _is_weight(made[name], reader)}
     return with_kinds(found, every_graph(graph))
 
 
-def _stored_weights(reader: GraphReader, message: GraphMessage) -> dict[str, Tensor]:
-    names = _initializer_names(message)
-    return {name: t for name, t in reader.stored.items() if _is_weight(t, names)}
+def _stored_weights(reader: GraphReader) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in reader.stored.items() if _is_weight(tensor, reader)}
 
 
 class _Rebuilt:

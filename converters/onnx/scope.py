@@ -113,3 +113,20 @@ class FreeNames:
             free.update(dict.fromkeys(n for n in self.read_by(node) if n not in own))
         free.update(dict.fromkeys(v.name for v in graph.output if v.name not in own))
         return tuple(name for name in free if name)
+
+
+class FreshNames:
+    """Gives each name once; one that is taken gets a number behind it."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        """Start with names that are taken."""
+        self._counts = dict.fromkeys(taken, 0)
+
+    def __call__(self, stem: str) -> str:
+        """Return a name that was not given yet."""
+        name = stem
+        while name in self._counts:
+            self._counts[stem] += 1
+            name = f"{stem}.{self._counts[stem]}"
+        self._counts[name] = 0
+        return name

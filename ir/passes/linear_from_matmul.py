@@ -33,10 +33,12 @@ def apply(graph: Graph) -> bool:
     """Replace products with stored matrices, in subgraphs too; return whether any was."""
     groups: dict[int, list[_Product]] = {}
     uses: dict[int, int] = {}
+    holders: dict[int, dict[Value, Graph]] = {}
     for inner in _graphs(graph):
         for name, tensor in inner.constants.items():
-            count = len(inner.constant_value(name).uses)
-            uses[id(tensor)] = uses.get(id(tensor), 0) + count
+            value = inner.constant_value(name)
+            holders.setdefault(id(tensor), {})[value] = inner
+            uses[id(tensor)] = uses.get(id(tensor), 0) + len(value.uses)
             if any(value.constant is tensor for value in inner.outputs):
                 uses[id(tensor)] += 1
         for node in inner.nodes:
@@ -51,7 +53,7 @@ def apply(graph: Graph) -> bool:
         if not any(direct):
             if uses[key] != len(products):
                 continue
-            _turn({product.weight: product.graph for product in products})
+            _turn(holders[key])
         for product in products:
             _replace(product)
         changed = True
@@ -59,7 +61,7 @@ def apply(graph: Graph) -> bool:
 
 
 def _turn(values: dict[Value, Graph]) -> None:
-    """Exchange one tensor for its transpose in every graph that holds it."""
+    """Exchange one tensor for its transpose in every graph that holds it, read there or not."""
     tensor = next(iter(values)).constant
     assert tensor is not None
     turned = transposed(tensor)

@@ -112,10 +112,8 @@ def test_weights_of_a_checkpoint_and_single_files_win(hub: HubServer) -> None:
 
 
 def test_data_of_constants_in_branches(hub: HubServer) -> None:
-    inner = graph(
-        [node("Constant", [], ["c"], attribute("value", A_TENSOR, blob(5, external("", [2], location="in"))))],
-        (), (), [value("c")],
-    )  # fmt: skip
+    held = attribute("value", A_TENSOR, blob(5, external("", [2], location="in")))
+    inner = graph([node("Constant", [], ["c"], held)], (), (), [value("c")])
     branches = [attribute(f"{k}_branch", A_GRAPH, blob(6, inner)) for k in ("then", "else")]
     content = graph([node("If", ["x"], ["y"], *branches)], (), [value("x", (), 9)])
     hub.repositories["org/if"] = Repository({"m.onnx": model(content), "in": DATA, "out": DATA})
