@@ -102,7 +102,7 @@ def byte_product(
     a: NDArray[Any],
     b: NDArray[Any],
     n: int,
-    narrow: bool,
+    level: int,
     offset: NDArray[Any],
     weight_zero: NDArray[Any] | None,
     scale: NDArray[Any],
@@ -259,3 +259,16 @@ def resample(
     /,
 ) -> None: ...
 def transpose(x: NDArray[Any], order: list[int], out: NDArray[Any], /) -> None: ...
+def top_k(
+    x: NDArray[Any],
+    n: int,
+    inner: int,
+    k: int,
+    largest: bool,
+    values: NDArray[Any],
+    places: NDArray[Any],
+    /,
+) -> None: ...
+def gather_elements(
+    x: NDArray[Any], n: int, inner: int, indices: NDArray[Any], out: NDArray[Any], /
+) -> None: ...

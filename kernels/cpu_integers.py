@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ Bytes = NDArray[np.uint8] | NDArray[np.int8]
 Int32 = NDArray[np.int32]
 ALIGN = 4  # bytes of depth per multiply-add
 UNLIMITED = (-np.inf, np.inf)
+MOST = 128  # 255 * 128 fits into 16 bits
+FEW_LANES = 0.06  # of doubled words, beyond which what they leave over costs more than they save
 
 
 @dataclass(frozen=True)
@@ -86,31 +88,86 @@ class _Sums:
         return offset
 
 
-def pairs_that_saturate(rows: NDArray[np.int8]) -> NDArray[np.int16]:
-    """Return [rows, depth / 2]: by how much neighbours of one sign pass 128 together."""
-    pairs = rows.reshape(len(rows), -1, 2).astype(np.int16)
-    over = np.maximum(np.maximum(pairs, 0).sum(axis=2) - 128, 0)
-    under = np.minimum(np.minimum(pairs, 0).sum(axis=2) + 128, 0)
-    return np.asarray(over + under, np.int16)
+def lanes_of(rows: NDArray[np.int8], words: int) -> NDArray[np.int16]:
+    """Return rows [n, depth] as [n, groups, lane, weights]: what meets in 16 bits.
 
-
-def split_rows(rows: NDArray[np.int8]) -> tuple[NDArray[np.int8], Int32 | None, Int32 | None]:
-    """Return rows [n, depth] of which no pair passes 128, and what that leaves over.
-
-    The rest: entries [start[row], start[row + 1]) of (place in the depth, four weights).
+    A lane sums a pair of each of `words` words of four weights that follow one another.
     """
-    excess = pairs_that_saturate(rows) if native().integers_saturate() else np.zeros(0)
-    if not excess.any():
-        return rows, None, None
-    pairs = rows.reshape(len(rows), -1, 2)
+    whole = np.pad(rows, [(0, 0), (0, -rows.shape[1] % (ALIGN * words))])
+    lanes = whole.reshape(len(rows), -1, words, 2, 2)
+    return np.moveaxis(lanes, 2, 3).reshape(len(rows), -1, 2, 2 * words).astype(np.int16)
+
+
+def saturating(lanes: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """Return which lanes may leave 16 bits, all activations being 0 or 255."""
+    above, below = np.maximum(lanes, 0).sum(axis=-1), np.minimum(lanes, 0).sum(axis=-1)
+    return np.asarray((above > MOST) | (below < -MOST))
+
+
+def excess_of_pairs(rows: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return what has to be taken off rows [n, depth] so that no pair saturates."""
+    pairs = rows.reshape(len(rows), -1, 2).astype(np.int16)
+    over = np.maximum(np.maximum(pairs, 0).sum(axis=2) - MOST, 0)
+    excess = over + np.minimum(np.minimum(pairs, 0).sum(axis=2) + MOST, 0)
     second = (pairs[..., 1] > pairs[..., 0]) == (excess > 0)
     rest = np.stack([np.where(second, 0, excess), np.where(second, excess, 0)], axis=2)
-    rest = rest.astype(np.int8).reshape(rows.shape)
-    words = rest.reshape(len(rows), -1, ALIGN).view(np.int32)[..., 0]
-    row, place = np.nonzero(words)
-    start = np.searchsorted(row, np.arange(len(rows) + 1)).astype(np.int32)
-    entries = np.stack([place * ALIGN, words[row, place]], axis=1).astype(np.int32)
-    return rows - rest, start, np.ascontiguousarray(entries)
+    return rest.astype(np.int8).reshape(rows.shape)
+
+
+def second_words(rows: NDArray[np.int8]) -> tuple[NDArray[np.int8], bool]:
+    """Return what of rows [n, depth] is better left to a second sum, and whether words are doubled.
+
+    They are where few lanes of two words saturate; those leave the pair of the second word over.
+    """
+    bad = saturating(lanes_of(rows, 2))
+    if bad.mean() > FEW_LANES:
+        return np.zeros_like(rows), False
+    mask = np.zeros((*bad.shape, 2, 2), np.bool_)
+    mask[..., 1, :] = bad[..., None]
+    taken = np.moveaxis(mask, 2, 3).reshape(len(rows), -1)[:, : rows.shape[1]]
+    return np.where(taken, rows, np.int8(0)), True
+
+
+class Split(NamedTuple):
+    """Rows [n, depth] without what saturates, and that as entries of (place, four weights).
+
+    Row i has the entries [start[i], start[i + 1]).
+    """
+
+    rows: NDArray[np.int8]
+    start: Int32 | None
+    entries: Int32 | None
+    doubled: bool
+
+
+def split_rows(rows: NDArray[np.int8]) -> Split:
+    """Split rows so that sums of products in 16 bits are exact."""
+    if not native().integers_saturate():
+        return Split(rows, None, None, False)
+    second, doubled = second_words(rows)
+    main = rows - second
+    parts = [excess_of_pairs(main), excess_of_pairs(second)]
+    rests = [parts[0], second - parts[1], parts[1]]
+    found = []
+    for rest in rests:
+        words = rest.reshape(len(rows), -1, ALIGN).view(np.int32)[..., 0]
+        row, place = np.nonzero(words)
+        found.append(np.stack([row, place * ALIGN, words[row, place]], axis=1))
+    entries = np.concatenate(found)
+    if not len(entries):
+        return Split(main, None, None, doubled)
+    entries = entries[np.argsort(entries[:, 0], kind="stable")]
+    start = np.searchsorted(entries[:, 0], np.arange(len(rows) + 1)).astype(np.int32)
+    return Split(
+        main - parts[0], start, np.ascontiguousarray(entries[:, 1:], dtype=np.int32), doubled
+    )
+
+
+def summed_words(rows: NDArray[np.int8]) -> int:
+    """Return how many words of rows [n, k] may be summed in 16 bits as they are: 0, 1 or 2."""
+    if not native().integers_saturate():
+        return 1
+    return next((words for words in (2, 1) if not saturating(lanes_of(rows, words)).any()), 0)
 
 
 class ByteProduct:
@@ -134,13 +191,12 @@ class ByteProduct:
         native().pack_bytes(unsigned(weight), self.n, self.k, rows, self._packed)
         columns = weight if rows else np.ascontiguousarray(weight.T)
         self._sums = _Sums(columns, weight_zero)
-        even = np.pad(columns, [(0, 0), (0, self.k % 2)])
-        self._narrow = not (native().integers_saturate() and pairs_that_saturate(even).any())
+        self._level = summed_words(columns)
         self._zero = self._sums.native_zero()
 
-    def packed(self) -> tuple[NDArray[np.uint8], bool, Int32, Int32 | None]:
-        """Return the packed matrix, whether no pair saturates, sums and zero points per column."""
-        return self._packed, self._narrow, self._sums.weights.astype(np.int32), self._zero
+    def packed(self) -> tuple[NDArray[np.uint8], int, Int32, Int32 | None]:
+        """Return the packed matrix, how many words are summed, sums and zero points per column."""
+        return self._packed, self._level, self._sums.weights.astype(np.int32), self._zero
 
     def __call__(
         self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None
@@ -165,7 +221,7 @@ class ByteProduct:
             rows,
             self._packed,
             self.n,
-            self._narrow,
+            self._level,
             offset,
             self._zero,
             finish.scale,
@@ -217,16 +273,18 @@ class ByteConvolution:
         rows = np.ascontiguousarray(weight).reshape(weight.shape[0], -1)
         self._sums = _Sums(rows, weight_zero)
         self._zero = self._sums.native_zero()
+        self._filters: list[Any]
         depthwise = weight.shape[1] == 1 and geometry.groups > 1
         by_taps = not depthwise and weight.shape[1] < ALIGN and geometry.dilations[1] == 1
         if depthwise:
-            self._filters = [unsigned(rows), None, None, None, False, True]
+            self._filters = [unsigned(rows), None, None, None, False, True, False]
             return
-        laid, start, rest = split_rows(filter_rows(weight, by_taps))
+        split = split_rows(filter_rows(weight, by_taps))
         ones = None
         if self._zero is not None:
             ones = unsigned(filter_rows(np.ones_like(weight[:1]), by_taps))
-        self._filters = [unsigned(laid), start, rest, ones, by_taps, False]
+        held = [unsigned(split.rows), split.start, split.entries, ones]
+        self._filters = [*held, by_taps, False, split.doubled]
 
     def __call__(
         self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None

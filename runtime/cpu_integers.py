@@ -6,6 +6,7 @@ all are constant, what follows from them is computed once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -210,10 +211,13 @@ def bind_product(places: tuple[str, ...]) -> Callable[[HasPacked, BoundNode], St
 
 
 def bind_add(backend: HasPacked, bound: BoundNode) -> Step | None:
-    """IntegerAdd of equal shapes with constant scales."""
+    """IntegerAdd of equal shapes, or of a value and one row, with constant scales."""
     a, b, out = slot_at(bound, 0), slot_at(bound, 3), bound.outputs[0].value()
     numbers = [constant_at(bound, i) for i in (1, 2, 4, 5, 6, 7)]
-    if a is None or b is None or a.shape != b.shape or any(n is None for n in numbers):
+    if a is None or b is None or any(n is None for n in numbers) or not a.shape or not b.shape:
+        return None
+    row = len(b.shape) <= len(a.shape) and math.prod(b.shape) == b.shape[-1] == a.shape[-1]
+    if a.shape != b.shape and not row:
         return None
     if {a.dtype, b.dtype, out.dtype.name} - set(BYTES) or any(n.size != 1 for n in numbers):
         return None

@@ -236,12 +236,16 @@ def matmul_cases() -> list[Case]:
 
 
 def add_cases() -> list[Case]:
-    """Return a sum of equal shapes."""
+    """Return a sum of equal shapes, and with one row."""
     a, b = numbers(820, "uint8", 3, 17), numbers(821, "int8", 3, 17)
     first = [a, scale_of(0.5), np.asarray(7, np.uint8)]
     second = [b, scale_of(0.25), np.asarray(-3, np.int8)]
     finish = [scale_of(0.7), np.asarray(20, np.uint8)]
-    return [Case("bytes", [*first, *second, *finish], {"minimum": 0.0})]
+    row = [numbers(822, "int8", 17), *second[1:]]
+    return [
+        Case("bytes", [*first, *second, *finish], {"minimum": 0.0}),
+        Case("row", [*first, *row, *finish]),
+    ]
 
 
 def lookup_cases() -> list[Case]:

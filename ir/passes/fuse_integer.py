@@ -20,6 +20,7 @@ from halfbyte.ir.passes.fusion import fuse
 from halfbyte.ir.passes.quantized_values import (
     BYTES,
     Ending,
+    Quantized,
     StoredBytes,
     affine_bytes,
     constant,
@@ -28,6 +29,7 @@ from halfbyte.ir.passes.quantized_values import (
     is_scalar,
     only_use,
     stored_bytes,
+    zero_of,
 )
 
 MAX_WEIGHT = 1 << 28
@@ -155,12 +157,32 @@ def fuse_product(graph: Graph, node: Node) -> bool:
     return True
 
 
+def stored_row(graph: Graph, value: Value | None, other: Quantized | None) -> Quantized | None:
+    """Return a constant that is dequantized with one scale and has the size of the last axis."""
+    node = None if value is None else value.producer
+    if other is None or other.data.shape is None or value is None or value.shape is None:
+        return None
+    if node is None or stored_bytes(value, 0, MAX_WEIGHT) is None or not is_scalar(node.inputs[1]):
+        return None
+    data, scale = node.inputs[0], node.inputs[1]
+    if data is None or scale is None or not value.shape or len(value.shape) > len(other.data.shape):
+        return None
+    *lead, last = value.shape
+    if last != other.data.shape[-1] or any(dim != 1 for dim in lead):
+        return None
+    return Quantized(data, scale, zero_of(graph, node, data.dtype or "uint8"))
+
+
 def fuse_add(graph: Graph, node: Node) -> bool:
-    """Fuse the sum of two dequantized values that is quantized again."""
-    if any(v is not None and v.constant is not None for v in node.inputs):
-        return False
+    """Fuse the sum of two dequantized values, or of one and a row, that is quantized again."""
     left, right = (dequantized(graph, value) for value in node.inputs)
-    if left is None or right is None or left.data.shape != right.data.shape:
+    if left is None:
+        left, right = right, stored_row(graph, node.inputs[0], right)
+    elif right is None:
+        right = stored_row(graph, node.inputs[1], left)
+    elif left.data.shape != right.data.shape:
+        return False
+    if left is None or right is None:
         return False
     end = ending_of(graph, node.outputs[0])
     if end.scale is None:

@@ -28,7 +28,7 @@ ELEMENTWISE = frozenset(
         *("QuantizeLinear", "DequantizeLinear"),
     }
 )
-MAX_CHANNELS = 1 << 12
+MAX_CHANNELS = 128  # tables beyond the first cache are slower than arithmetic
 MAX_CONSTANT = 1 << 16
 
 
@@ -134,16 +134,24 @@ def worth_it(node: Node, known: dict[Value, Known]) -> bool:
     return not users or any(user.outputs[0] not in known for user, _ in users)
 
 
+def byte_source(node: Node, known: dict[Value, Known]) -> Value | None:
+    """Return the bytes that a node dequantizes, where nothing is known of them yet."""
+    if node.op != "DequantizeLinear" or node.domain:
+        return None
+    data = node.inputs[0]
+    if data is None or data in known or data.constant is not None or data.dtype not in BYTES:
+        return None
+    return data
+
+
 def apply(graph: Graph) -> bool:
     """Find the values that one quantized value decides, and look them up."""
     known: dict[Value, Known] = {}
     made: list[tuple[Node, Known]] = []
     for node in graph.nodes:
-        if node.op == "DequantizeLinear" and not node.domain:
-            data = node.inputs[0]
-            if data is not None and data not in known and data.constant is None:
-                if data.dtype in BYTES:
-                    known[data] = Known(data, every_byte(data.dtype or ""))
+        data = byte_source(node, known)
+        if data is not None:
+            known[data] = Known(data, every_byte(data.dtype or ""))
         found = known_result(node, known)
         if found is not None:
             known[node.outputs[0]] = found

@@ -58,7 +58,7 @@ void pack_b(nb::object b, int64_t n, int64_t k, bool b_rows, nb::object out) {
     integers().pack_b(source.data<const int8_t>(), n, k, depth, b_rows, target.data<int8_t>());
 }
 
-void byte_product(nb::object a, nb::object b, int64_t n, bool narrow, nb::object offset, nb::object weight_zero,
+void byte_product(nb::object a, nb::object b, int64_t n, int level, nb::object offset, nb::object weight_zero,
                   nb::object scale, nb::object shift, float low, float high, int zero,
                   bool is_signed, int kind, nb::object out) {
     const char* where = "byte_product";
@@ -72,7 +72,7 @@ void byte_product(nb::object a, nb::object b, int64_t n, bool narrow, nb::object
     job.b = right.data<const int8_t>();
     job.m = left.shape(0);
     job.n = n;
-    job.narrow = narrow;
+    job.level = level;
     job.depth = left.shape(1);
     const int64_t panel = integers().panel;
     require_size(where, "b", right, round_up(n, panel) * job.depth);
@@ -180,7 +180,7 @@ void run_conv(ByteConvJob& job, bool depthwise) {
                       [&](int64_t task) { integers().conv_task(job, task); });
 }
 
-// filters: weight, rest_start, rest, ones, whether they lie by taps, whether depthwise.
+// filters: weight, rest_start, rest, ones, whether they lie by taps, are depthwise, are doubled.
 void byte_conv(nb::object x, bool x_signed, int x_zero, nb::sequence filters, nb::object offset,
                nb::object weight_zero, nb::object scale, nb::object shift, float low, float high,
                int zero, bool is_signed, int kind, nb::sequence sizes, nb::object out) {
@@ -192,6 +192,7 @@ void byte_conv(nb::object x, bool x_signed, int x_zero, nb::sequence filters, nb
     const int64_t in_group = job.in_channels / job.groups;
     job.by_taps = nb::cast<bool>(filters[4]);
     const bool depthwise = nb::cast<bool>(filters[5]);
+    job.doubled = nb::cast<bool>(filters[6]);
     if ((depthwise && in_group != 1) || (job.by_taps && job.dilation_w != 1))
         reject(where, "the filters do not lie as their kind requires");
     job.planes = job.by_taps ? in_group : (in_group + 3) / 4;
@@ -255,7 +256,9 @@ void add_bytes(nb::object a, nb::object b, bool a_signed, bool b_signed, float s
     const char* where = "add_bytes";
     const Array left(where, "a", a, "B"), right(where, "b", b, "B");
     const Array target(where, "out", out, "B", true);
-    require_size(where, "b", right, left.size());
+    // b may be one row that is added to all rows of a.
+    const int64_t row = right.size();
+    if (row < 1 || left.size() % row) reject(where, "b is neither as large as a nor one row of it");
     require_size(where, "out", target, left.size());
     ByteAdd job;
     job.scale_a = scale_a;
@@ -267,6 +270,17 @@ void add_bytes(nb::object a, nb::object b, bool a_signed, bool b_signed, float s
     job.finish.high = high;
     job.finish.zero = static_cast<float>(zero);
     job.finish.flip = is_signed ? 0x80 : 0;
+    if (row < left.size()) {
+        const nb::gil_scoped_release release;
+        const int64_t rows = left.size() / row;
+        const int64_t each = std::max<int64_t>(1, kParallelBytes / row);
+        parallel((rows + each - 1) / each, [&](int64_t task) {
+            for (int64_t r = task * each; r < std::min(rows, (task + 1) * each); ++r)
+                integers().add(job, left.data<const uint8_t>() + r * row,
+                               right.data<const uint8_t>(), row, target.data<uint8_t>() + r * row);
+        });
+        return;
+    }
     in_pieces(left.size(), [&](int64_t first, int64_t count) {
         integers().add(job, left.data<const uint8_t>() + first, right.data<const uint8_t>() + first,
                        count, target.data<uint8_t>() + first);
@@ -308,7 +322,7 @@ void look_up(nb::object table, nb::object x, bool floats, nb::object out) {
     });
 }
 
-// weights: packed, whether narrow, sums, zero points or None, scales. h and c are overwritten.
+// weights: packed, level, sums, zero points or None, scales. h and c are overwritten.
 void byte_lstm(nb::object gates, nb::sequence weights, nb::object h, nb::object c, bool reverse,
                nb::object y) {
     const char* where = "byte_lstm";
@@ -326,7 +340,7 @@ void byte_lstm(nb::object gates, nb::sequence weights, nb::object h, nb::object 
     const int64_t size = job.batch * job.hidden, wide = 4 * job.hidden;
     ByteProductJob& product = job.product;
     product.b = packed.data<const int8_t>();
-    product.narrow = nb::cast<bool>(weights[1]);
+    product.level = nb::cast<int>(weights[1]);
     product.n = product.columns = wide;
     product.depth = round_up(job.hidden, 4);
     product.finish.to_float = true;
@@ -362,7 +376,7 @@ void bind_integers(nb::module_& m) {
     m.def("integers_saturate", [] { return integers().saturates; });
     m.def("pack_bytes", &pack_b);
     m.def("byte_product", &byte_product, nb::arg("a"), nb::arg("b"), nb::arg("n"),
-          nb::arg("narrow"), nb::arg("offset"), nb::arg("weight_zero").none(), nb::arg("scale"),
+          nb::arg("level"), nb::arg("offset"), nb::arg("weight_zero").none(), nb::arg("scale"),
           nb::arg("shift").none(), nb::arg("low"), nb::arg("high"), nb::arg("zero"),
           nb::arg("is_signed"), nb::arg("kind"), nb::arg("out"));
     m.def("byte_conv", &byte_conv, nb::arg("x"), nb::arg("x_signed"), nb::arg("x_zero"),

@@ -29,6 +29,7 @@ struct ByteConvJob {
     const int8_t* weight = nullptr;        // [out_channels, depth], see `by_taps`
     const int32_t* rest_start = nullptr;   // [out_channels + 1], see Rest of int8/product.hpp
     const int32_t* rest = nullptr;
+    bool doubled = false;           // two words of the weights may be summed in 16 bits
     const uint8_t* ones = nullptr;  // [depth]: 1 where a weight is, for weight_zero
     const int32_t* offset = nullptr;       // [out_channels]
     const int32_t* weight_zero = nullptr;  // [out_channels] or null: 0
@@ -55,7 +56,7 @@ struct ByteProductJob {
     const int32_t* offset = nullptr;       // [n]
     const int32_t* weight_zero = nullptr;  // [n] or null: 0
     Requantize finish;
-    bool narrow = true;  // no pair of weights saturates
+    int level = 1;  // how many words of the weights may be summed in 16 bits: 0, 1 or 2
     int64_t m = 0, n = 0, depth = 0;
     int64_t rows = 0, columns = 0;  // per task
 };

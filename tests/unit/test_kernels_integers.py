@@ -18,6 +18,17 @@ def random_bytes(dtype, *shape: int) -> np.ndarray:
     return RNG.integers(0, 256, shape).astype(np.uint8).view(dtype)
 
 
+# 0: any bytes; 1: no two neighbours saturate 16 bits on AVX2; 2: no four do; 1.5: few do.
+LEVELS = [0, 1, 1.5, 2]
+
+
+def random_weights(level: float, *shape: int) -> np.ndarray:
+    if level == 1.5:
+        return np.clip(RNG.standard_normal(shape) * 22, -128, 127).astype(np.int8)
+    most = {0: 128, 1: 64, 2: 32}[int(level)]
+    return RNG.integers(-most, min(most + 1, 128), shape).astype(np.int8)
+
+
 def zeros_for(count: int, wanted: bool) -> np.ndarray | None:
     return RNG.integers(-5, 6, count).astype(np.int32) if wanted else None
 
@@ -28,11 +39,12 @@ def finished(sums: np.ndarray, scale: np.ndarray, limits, zero: int, dtype) -> n
     return np.clip(np.rint(values) + zero, info.min, info.max).astype(dtype)
 
 
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("weight_zero", [False, True])
 @pytest.mark.parametrize("dtype", BYTES)
 @pytest.mark.parametrize(("m", "k", "n"), [(3, 5, 7), (17, 64, 130), (49, 576, 100), (1, 33, 1)])
-def test_products(m: int, k: int, n: int, dtype, weight_zero: bool) -> None:
-    x, weight = random_bytes(dtype, m, k), random_bytes(np.int8, n, k)
+def test_products(m: int, k: int, n: int, dtype, weight_zero: bool, level: float) -> None:
+    x, weight = random_bytes(dtype, m, k), random_weights(level, n, k)
     zero, bias = zeros_for(n, weight_zero), RNG.integers(-1000, 1000, n).astype(np.int32)
     moved = weight.astype(np.int64) - (0 if zero is None else zero[:, None])
     sums = (x.astype(np.int64) - 7) @ moved.T + bias
@@ -73,14 +85,21 @@ CONVOLUTIONS = [
     ((2, 6, 17, 40), (6, 1, 3, 3), Geometry((2, 2), (1, 1), (1, 1), 6)),
     ((1, 4, 9, 9), (8, 1, 5, 5), Geometry((1, 1), (1, 1), (2, 2), 4)),
     ((1, 16, 30, 30), (50, 16, 3, 3), Geometry(pads=(1, 1))),
+    ((1, 3, 19, 21), (9, 3, 7, 7), Geometry((2, 2), (1, 1), (3, 3))),
+    ((1, 1, 1, 90), (6, 1, 1, 32), Geometry((1, 8), (1, 1), (0, 5))),
+    ((2, 5, 3, 3), (17, 5, 3, 3), Geometry(pads=(1, 1))),
+    ((1, 3, 12, 18), (3, 1, 3, 7), Geometry((1, 3), (2, 2), (1, 4), 3)),
 ]
 
 
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("weight_zero", [False, True])
 @pytest.mark.parametrize("dtype", BYTES)
 @pytest.mark.parametrize(("x_shape", "w_shape", "geometry"), CONVOLUTIONS)
-def test_convolutions(x_shape, w_shape, geometry: Geometry, dtype, weight_zero: bool) -> None:
-    x, weight = random_bytes(dtype, *x_shape), random_bytes(np.int8, *w_shape)
+def test_convolutions(
+    x_shape, w_shape, geometry: Geometry, dtype, weight_zero: bool, level
+) -> None:
+    x, weight = random_bytes(dtype, *x_shape), random_weights(level, *w_shape)
     zero, bias = zeros_for(len(weight), weight_zero), RNG.integers(-99, 99, len(weight))
     top, left = geometry.pads
     padded = np.pad(x.astype(np.int64) - 11, [(0, 0), (0, 0), (top, top), (left, left)])
@@ -157,6 +176,40 @@ def test_sums_of_bytes(dtypes) -> None:
     info = np.iinfo(dtypes[2])
     expected = np.clip(np.rint(np.clip(wide, 0, None)) + 4, info.min, info.max)
     np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_the_greatest_activations_do_not_saturate(level: int) -> None:
+    top = {0: 127, 1: 64, 2: 32}[level]
+    x = np.full((5, 64), 255, np.uint8)
+    for value in (top, -top, -128 if level == 0 else -top):
+        weight = np.full((9, 64), value, np.int8)
+        out = ByteProduct(weight, True)(x, 0, Finish(np.ones(9, np.float32)), np.empty((5, 9), "i"))
+        assert np.all(out == 255 * 64 * value)
+        filters = ByteConvolution(weight.reshape(9, 64, 1, 1), Geometry())
+        image = np.full((1, 64, 3, 5), 255, np.uint8)
+        sums = filters(image, 0, Finish(np.ones(9, np.float32)), np.empty((1, 9, 3, 5), np.int32))
+        assert np.all(sums == 255 * 64 * value)
+
+
+def test_a_row_is_added_to_every_row() -> None:
+    a, b = random_bytes(np.uint8, 6, 13), random_bytes(np.uint8, 13)
+    args = ((0.5, 0.25), 3.0, (-np.inf, np.inf), 4)
+    out = cpu_integers.add(a, b, *args, np.empty_like(a))
+    whole = np.ascontiguousarray(np.broadcast_to(b, a.shape))
+    np.testing.assert_array_equal(out, cpu_integers.add(a, whole, *args, np.empty_like(a)))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.float32])
+@pytest.mark.parametrize("channels", [1, 7])
+def test_tables(channels: int, kind) -> None:
+    x = random_bytes(np.int8, 50, 7)
+    table = RNG.integers(-100, 100, (channels, 256)).astype(kind)
+    out = cpu_integers.look_up(table, x, np.empty(x.shape, kind))
+    expected = table[np.arange(7) % channels, x.view(np.uint8)]
+    np.testing.assert_array_equal(out, expected)
+    with pytest.raises(ValueError, match="256 entries"):
+        cpu_integers.look_up(table.reshape(-1)[:-1].copy(), x, np.empty(x.shape, kind))
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -170,8 +170,9 @@ static void conv_tile(const ByteConvJob& job, const uint8_t* panels, const int32
         for (int64_t j = 0; j < width; j += kPanel) {
             const int64_t count = width - j < kPanel ? width - j : kPanel;
             const int vectors = static_cast<int>((count + W - 1) / W);
-            byte_block<Rows::weights>(rows, vectors, job.depth, weight, job.depth,
-                                      panels + j * job.depth, rest, sums);
+            const auto block = job.doubled ? byte_block<Rows::weights, true>
+                                           : byte_block<Rows::weights, false>;
+            block(rows, vectors, job.depth, weight, job.depth, panels + j * job.depth, rest, sums);
             for (int64_t i = 0; i < rows; ++i) {
                 const int64_t at = (image * job.out_channels + c + i) * pixels + p0 + j;
                 finish_pixels(job, sums + i * vectors * W, totals ? totals + j : nullptr, c + i, at,

@@ -28,8 +28,28 @@ struct Rest {
     const int32_t* entries = nullptr;
 };
 
-// out[MR][NV * W] = rows (broadcast) times panel. `stride` is in bytes.
+#if defined(HB_SATURATES)
+// Two words of the depth at once, for rows of weights or activations.
 template <int MR, int NV, Rows kRows>
+HB_INLINE void double_step(const uint8_t* rows, int64_t stride, const uint8_t* at,
+                           I (&acc)[MR][NV]) {
+    I b[NV][2];
+    for (int n = 0; n < NV; ++n) {
+        for (int k = 0; k < 2; ++k) b[n][k] = iload(at + 4 * (n * W + k * kPanel));
+    }
+    for (int i = 0; i < MR; ++i) {
+        const I a[2] = {broadcast_word(rows + i * stride), broadcast_word(rows + i * stride + 4)};
+        for (int n = 0; n < NV; ++n) {
+            acc[i][n] = kRows == Rows::weights ? double_dot(acc[i][n], b[n], a)
+                                               : double_dot(acc[i][n], a, b[n]);
+        }
+    }
+}
+#endif
+
+// out[MR][NV * W] = rows (broadcast) times panel. `stride` is in bytes; kDouble: two words of the
+// depth may be summed in 16 bits.
+template <int MR, int NV, Rows kRows, bool kDouble>
 HB_INLINE void byte_tile(int64_t depth, const uint8_t* rows, int64_t stride, const uint8_t* panel,
                          const Rest& rest, int32_t* out) {
     I acc[MR][NV];
@@ -37,7 +57,14 @@ HB_INLINE void byte_tile(int64_t depth, const uint8_t* rows, int64_t stride, con
         for (int n = 0; n < NV; ++n) acc[i][n] = izero();
     }
     const uint8_t* at = panel;
-    for (int64_t p = 0; p < depth; p += 4, at += 4 * kPanel) {
+    int64_t p = 0;
+#if defined(HB_SATURATES)
+    if constexpr (kDouble) {
+        for (; p + 8 <= depth; p += 8, at += 8 * kPanel)
+            double_step<MR, NV, kRows>(rows + p, stride, at, acc);
+    }
+#endif
+    for (; p < depth; p += 4, at += 4 * kPanel) {
 #if defined(HB_SATURATES)
         if constexpr (kRows == Rows::halves) {
             Halves b[NV];
@@ -75,7 +102,7 @@ HB_INLINE void byte_tile(int64_t depth, const uint8_t* rows, int64_t stride, con
 }
 
 // byte_tile for any number of rows and of vectors: out[rows][vectors * W].
-template <int NV, Rows kRows>
+template <int NV, Rows kRows, bool kDouble>
 static void byte_rows(int64_t rows, int64_t depth, const uint8_t* a, int64_t stride,
                       const uint8_t* panel, const Rest& rest, int32_t* out) {
     Rest left = rest;
@@ -86,19 +113,19 @@ static void byte_rows(int64_t rows, int64_t depth, const uint8_t* a, int64_t str
         if (left.start) left.start += count;
     };
     for (; rows >= kByteRows; pass(kByteRows))
-        byte_tile<kByteRows, NV, kRows>(depth, a, stride, panel, left, out);
-    for (; rows >= 2; pass(2)) byte_tile<2, NV, kRows>(depth, a, stride, panel, left, out);
-    if (rows) byte_tile<1, NV, kRows>(depth, a, stride, panel, left, out);
+        byte_tile<kByteRows, NV, kRows, kDouble>(depth, a, stride, panel, left, out);
+    for (; rows >= 2; pass(2)) byte_tile<2, NV, kRows, kDouble>(depth, a, stride, panel, left, out);
+    if (rows) byte_tile<1, NV, kRows, kDouble>(depth, a, stride, panel, left, out);
 }
 
-template <Rows kRows>
+template <Rows kRows, bool kDouble = false>
 static void byte_block(int64_t rows, int vectors, int64_t depth, const uint8_t* a, int64_t stride,
                        const uint8_t* panel, const Rest& rest, int32_t* out) {
-    if (vectors == 1) return byte_rows<1, kRows>(rows, depth, a, stride, panel, rest, out);
-    if (vectors == 2) return byte_rows<2, kRows>(rows, depth, a, stride, panel, rest, out);
+    if (vectors == 1) return byte_rows<1, kRows, kDouble>(rows, depth, a, stride, panel, rest, out);
+    if (vectors == 2) return byte_rows<2, kRows, kDouble>(rows, depth, a, stride, panel, rest, out);
 #if defined(HB_AVX512)
-    if (vectors == 3) return byte_rows<3, kRows>(rows, depth, a, stride, panel, rest, out);
-    byte_rows<4, kRows>(rows, depth, a, stride, panel, rest, out);
+    if (vectors == 3) return byte_rows<3, kRows, kDouble>(rows, depth, a, stride, panel, rest, out);
+    byte_rows<4, kRows, kDouble>(rows, depth, a, stride, panel, rest, out);
 #endif
 }
 
@@ -206,7 +233,7 @@ static void byte_product_task(const ByteProductJob& job, int64_t task) {
         const uint8_t* a = job.a + m * job.depth;
 #if defined(HB_SATURATES)
         uint8_t* spread = nullptr;
-        if (!job.narrow) {
+        if (job.level == 0) {
             const int64_t bytes = 2 * rows * job.depth;
             spread = static_cast<uint8_t*>(thread_scratch(Scratch::panel, bytes));
             spread_rows(a, rows * job.depth, spread);
@@ -217,9 +244,13 @@ static void byte_product_task(const ByteProductJob& job, int64_t task) {
             const int vectors = static_cast<int>((width + W - 1) / W);
             const auto* panel = reinterpret_cast<const uint8_t*>(job.b) + n0 * job.depth;
 #if defined(HB_SATURATES)
-            if (!job.narrow) {
-                byte_block<Rows::halves>(rows, vectors, job.depth, spread, 2 * job.depth, panel,
-                                         {}, sums);
+            if (job.level != 1) {
+                if (job.level == 0)
+                    byte_block<Rows::halves>(rows, vectors, job.depth, spread, 2 * job.depth,
+                                             panel, {}, sums);
+                else
+                    byte_block<Rows::activations, true>(rows, vectors, job.depth, a, job.depth,
+                                                        panel, {}, sums);
                 finish_tile(job, sums, m, rows, n0, width);
                 continue;
             }
