@@ -12,7 +12,6 @@ from halfbyte.errors import GraphError
 from halfbyte.ir.dtypes import WIDE_FLOATS, dtype_of
 from halfbyte.ir.graph import Node
 from halfbyte.ir.ops.older_forms import renumbered
-from halfbyte.ir.ops.shape import integers, ints, moved
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -22,9 +21,12 @@ from halfbyte.ir.ops.spec import (
     OpSpec,
     ValueType,
     as_array,
+    integers,
+    ints,
     known_array,
     known_ints,
     normal,
+    operator,
     required_input,
 )
 
@@ -138,10 +140,10 @@ def evaluate_range(
     return [(places * wide(delta) + wide(start)).astype(dtype)]
 
 
-RANGE = moved(
+RANGE = operator(
     "Range",
     (27,),
-    "start limit delta",
+    "start limit delta -> output",
     infer=infer_range,
     evaluate=evaluate_range,
     attributes={"stash_type": Attribute("int", 1)},
@@ -175,10 +177,10 @@ SPECS: tuple[OpSpec, ...] = (
             Case("tensor", [], {"value": normal(43, 2)}),
         ],
     ),
-    moved(
+    operator(
         "ConstantOfShape",
         (9, 20, 21, 23, 24, 25),
-        "input",
+        "input -> output",
         infer=infer_constant_of_shape,
         evaluate=evaluate_constant_of_shape,
         attributes={"value": Attribute("tensor")},

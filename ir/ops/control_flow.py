@@ -13,7 +13,6 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.dtypes import element_dtype, numpy_dtype
 from halfbyte.ir.graph import Dim, Graph, Node, Value
-from halfbyte.ir.ops.shape import ints
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -23,6 +22,7 @@ from halfbyte.ir.ops.spec import (
     OpSpec,
     ValueType,
     input_at,
+    ints,
     known_array,
     normal,
     required_input,

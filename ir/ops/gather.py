@@ -12,7 +12,6 @@ from halfbyte.errors import GraphError
 from halfbyte.ir.dtypes import FLOATING
 from halfbyte.ir.graph import Dim, Node
 from halfbyte.ir.ops.older_forms import renumbered
-from halfbyte.ir.ops.shape import integers, ints, moved, one
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -25,9 +24,13 @@ from halfbyte.ir.ops.spec import (
     as_array,
     axis_of,
     common_dtype,
+    integers,
+    ints,
     known_array,
     known_ints,
     normal,
+    one_case,
+    operator,
     required_input,
 )
 from halfbyte.ir.tensor import Tensor
@@ -174,10 +177,10 @@ def gather_cases() -> list[Case]:
     ]
 
 
-GATHER_ND = moved(
+GATHER_ND = operator(
     "GatherND",
     (12, 13),
-    "data indices",
+    "data indices -> output",
     infer=infer_gather_nd,
     evaluate=evaluate_gather_nd,
     attributes={"batch_dims": Attribute("int", 0)},
@@ -187,31 +190,31 @@ GATHER_ND = moved(
     ],
 )
 SPECS: tuple[OpSpec, ...] = (
-    moved(
+    operator(
         "Gather",
         (1, 11, 13),
-        "data indices",
+        "data indices -> output",
         infer=infer_gather,
         evaluate=evaluate_gather,
         attributes={"axis": Attribute("int", 0)},
         encoded=frozenset({0}),
         cases=gather_cases,
     ),
-    moved(
+    operator(
         "GatherElements",
         (11, 13),
-        "data indices",
+        "data indices -> output",
         infer=infer_gather_elements,
         evaluate=evaluate_gather_elements,
         attributes={"axis": Attribute("int", 0)},
-        cases=one("fewer", normal(51, 3, 4), np.asarray([[0, -1], [2, 1]]), axis=1),
+        cases=one_case("fewer", normal(51, 3, 4), np.asarray([[0, -1], [2, 1]]), axis=1),
     ),
     GATHER_ND,
     renumbered(GATHER_ND, (11,), attributes={}),
-    moved(
+    operator(
         "Compress",
         (9, 11, 28),
-        "input condition",
+        "input condition -> output",
         infer=infer_compress,
         evaluate=evaluate_compress,
         attributes={"axis": Attribute("int")},
@@ -220,10 +223,10 @@ SPECS: tuple[OpSpec, ...] = (
             Case("rows", [normal(53, 3, 2), np.asarray([True, False, True])], {"axis": 0}),
         ],
     ),
-    moved(
+    operator(
         "OneHot",
         (9, 11, 28),
-        "indices depth values",
+        "indices depth values -> output",
         infer=infer_one_hot,
         evaluate=evaluate_one_hot,
         attributes={"axis": Attribute("int", -1)},

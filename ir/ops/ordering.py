@@ -10,7 +10,6 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Dim, Node
 from halfbyte.ir.ops.older_forms import Lift, older, renumbered
-from halfbyte.ir.ops.shape import integers, ints
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -22,6 +21,8 @@ from halfbyte.ir.ops.spec import (
     as_array,
     axis_of,
     common_dtype,
+    integers,
+    ints,
     known_ints,
     normal,
     required_input,

@@ -10,7 +10,6 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Dim, Node
 from halfbyte.ir.ops.older_forms import Lift, older, renumbered
-from halfbyte.ir.ops.shape import integers, ints, moved
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -23,8 +22,11 @@ from halfbyte.ir.ops.spec import (
     axis_of,
     common_dtype,
     input_at,
+    integers,
+    ints,
     known_ints,
     normal,
+    operator,
     required_input,
 )
 
@@ -113,10 +115,10 @@ def evaluate_pad(
     return [padded(data, counts, attributes["mode"], value)]
 
 
-PAD = moved(
+PAD = operator(
     "Pad",
     (19, 21, 23, 24, 25),
-    "data pads constant_value? axes?",
+    "data pads constant_value? axes? -> output",
     infer=infer_pad,
     evaluate=evaluate_pad,
     attributes={"mode": Attribute("string", "constant")},

@@ -10,7 +10,6 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Dim, Graph, Node
 from halfbyte.ir.ops.older_forms import set_operand
-from halfbyte.ir.ops.shape import integers, ints, moved, one
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -23,8 +22,12 @@ from halfbyte.ir.ops.spec import (
     axis_of,
     broadcast,
     common_dtype,
+    integers,
+    ints,
     known_ints,
     normal,
+    one_case,
+    operator,
     required_input,
     same_as_first,
 )
@@ -202,19 +205,19 @@ def evaluate_reverse_sequence(
     return [np.moveaxis(rows[np.arange(rows.shape[0])[:, None], order], (0, 1), axes)]
 
 
-TILE = moved(
+TILE = operator(
     "Tile",
     (6, 13),
-    "input repeats",
+    "input repeats -> output",
     infer=infer_tile,
     evaluate=evaluate_tile,
-    cases=one("columns", normal(46, 2, 3), ints(1, 2)),
+    cases=one_case("columns", normal(46, 2, 3), ints(1, 2)),
 )
 SPECS: tuple[OpSpec, ...] = (
-    moved(
+    operator(
         "Transpose",
         (1, 13, 21, 23, 24, 25),
-        "data",
+        "data -> transposed",
         infer=infer_transpose,
         evaluate=evaluate_transpose,
         attributes={"perm": Attribute("ints")},
@@ -223,27 +226,27 @@ SPECS: tuple[OpSpec, ...] = (
             Case("heads", [normal(36, 2, 3, 4)], {"perm": [0, 2, 1]}),
         ],
     ),
-    moved(
+    operator(
         "Expand",
         (8, 13),
-        "input shape",
+        "input shape -> output",
         infer=infer_expand,
         evaluate=evaluate_expand,
-        cases=one("rows", normal(41, 3, 1), ints(2, 1, 4)),
+        cases=one_case("rows", normal(41, 3, 1), ints(2, 1, 4)),
     ),
     TILE,
-    moved(
+    operator(
         "Tile",
         (1,),
-        "input tiles axis",
+        "input tiles axis -> output",
         infer=infer_tile_axis,
         evaluate=evaluate_tile_axis,
         upgrade=upgrade_tile_axis,
     ),
-    moved(
+    operator(
         "Trilu",
         (14,),
-        "input k?",
+        "input k? -> output",
         infer=same_as_first,
         evaluate=evaluate_trilu,
         attributes={"upper": Attribute("int", 1)},
@@ -252,14 +255,14 @@ SPECS: tuple[OpSpec, ...] = (
             Case("lower", [normal(47, 3, 4), np.asarray(1)], {"upper": 0}),
         ],
     ),
-    moved(
+    operator(
         "CenterCropPad",
         (18,),
-        "input_data shape",
+        "input_data shape -> output_data",
         infer=infer_center_crop_pad,
         evaluate=evaluate_center_crop_pad,
         attributes={"axes": Attribute("ints")},
-        cases=one("both", normal(48, 5, 2, 3), ints(2, 5), axes=[0, -1]),
+        cases=one_case("both", normal(48, 5, 2, 3), ints(2, 5), axes=[0, -1]),
     ),
     OpSpec(
         "ReverseSequence",
@@ -269,6 +272,6 @@ SPECS: tuple[OpSpec, ...] = (
         infer=infer_reverse_sequence,
         evaluate=evaluate_reverse_sequence,
         attributes={"time_axis": Attribute("int", 0), "batch_axis": Attribute("int", 1)},
-        cases=one("columns", normal(49, 4, 3), ints(1, 4, 2)),
+        cases=one_case("columns", normal(49, 4, 3), ints(1, 4, 2)),
     ),
 )

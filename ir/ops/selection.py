@@ -11,7 +11,6 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.graph import Dim, Graph, Node
 from halfbyte.ir.ops.older_forms import Lift, older, renumbered
-from halfbyte.ir.ops.shape import integers, ints, moved, one
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Array,
@@ -24,8 +23,12 @@ from halfbyte.ir.ops.spec import (
     axis_of,
     common_dtype,
     input_at,
+    integers,
+    ints,
     known_ints,
     normal,
+    one_case,
+    operator,
     required_input,
 )
 
@@ -172,14 +175,14 @@ def slice_cases() -> list[Case]:
     ]
 
 
-CONCAT = moved(
+CONCAT = operator(
     "Concat",
     (4, 11, 13),
-    "inputs*",
+    "inputs* -> concat_result",
     infer=infer_concat,
     evaluate=evaluate_concat,
     attributes={"axis": Attribute("int", required=True)},
-    cases=one("last", normal(37, 2, 3), normal(38, 2, 2), axis=-1),
+    cases=one_case("last", normal(37, 2, 3), normal(38, 2, 2), axis=-1),
 )
 SPLIT = OpSpec(
     "Split",
@@ -212,10 +215,10 @@ SPLIT_13 = replace(
     upgrade=upgrade_split,
     cases=list,
 )
-SLICE = moved(
+SLICE = operator(
     "Slice",
     (10, 11, 13),
-    "data starts ends axes? steps?",
+    "data starts ends axes? steps? -> output",
     infer=infer_slice,
     evaluate=evaluate_slice,
     cases=slice_cases,

@@ -10,7 +10,6 @@ import numpy as np
 from halfbyte.errors import GraphError
 from halfbyte.ir.dtypes import dtype_name, element_dtype
 from halfbyte.ir.graph import Node
-from halfbyte.ir.ops.shape import integers, ints
 from halfbyte.ir.ops.spec import (
     UNKNOWN,
     Attribute,
@@ -21,7 +20,10 @@ from halfbyte.ir.ops.spec import (
     as_array,
     common_dtype,
     input_at,
+    integers,
+    ints,
     normal,
+    operator,
     required_input,
 )
 
@@ -204,12 +206,6 @@ def evaluate_map(
     return list(results)
 
 
-def spec(op: str, names: str, infer: Any, evaluate: Any, **parts: Any) -> OpSpec:
-    """Return the spec of an operator of version 11 with one output."""
-    versions = parts.pop("versions", (11,))
-    return OpSpec(op, versions, tuple(names.split()), ("output",), infer, evaluate, **parts)
-
-
 def pair(*more: Any, **attributes: Any) -> Any:
     """Return a maker of one case over a sequence of two."""
     first: Any = [normal(60, 2, 3), normal(61, 2, 3)]
@@ -217,45 +213,70 @@ def pair(*more: Any, **attributes: Any) -> Any:
 
 
 SPECS: tuple[OpSpec, ...] = (
-    spec(
+    operator(
         "SequenceConstruct",
-        "inputs*",
-        infer_construct,
-        evaluate_construct,
+        (11,),
+        "inputs* -> output_sequence",
+        infer=infer_construct,
+        evaluate=evaluate_construct,
         cases=lambda: [Case("two", [normal(60, 2, 3), normal(61, 1)])],
     ),
-    spec(
+    operator(
         "SequenceEmpty",
-        "",
-        infer_empty,
-        evaluate_empty,
+        (11,),
+        "-> output",
+        infer=infer_empty,
+        evaluate=evaluate_empty,
         attributes={"dtype": Attribute("dtype")},
         cases=lambda: [Case("int64", [], {"dtype": "int64"})],
     ),
-    spec("SequenceAt", "sequence position", infer_at, evaluate_at, cases=pair(ints(-1)[0])),
-    spec(
+    operator(
+        "SequenceAt",
+        (11,),
+        "input_sequence position -> tensor",
+        infer=infer_at,
+        evaluate=evaluate_at,
+        cases=pair(ints(-1)[0]),
+    ),
+    operator(
         "SequenceInsert",
-        "sequence tensor position?",
-        infer_insert,
-        evaluate_insert,
+        (11,),
+        "input_sequence tensor position? -> output_sequence",
+        infer=infer_insert,
+        evaluate=evaluate_insert,
         cases=pair(normal(62, 4), ints(0)[0]),
     ),
-    spec("SequenceErase", "sequence position?", infer_erase, evaluate_erase, cases=pair()),
-    spec("SequenceLength", "sequence", infer_length, evaluate_length, cases=pair()),
-    spec(
+    operator(
+        "SequenceErase",
+        (11,),
+        "input_sequence position? -> output_sequence",
+        infer=infer_erase,
+        evaluate=evaluate_erase,
+        cases=pair(),
+    ),
+    operator(
+        "SequenceLength",
+        (11,),
+        "input_sequence -> length",
+        infer=infer_length,
+        evaluate=evaluate_length,
+        cases=pair(),
+    ),
+    operator(
         "ConcatFromSequence",
-        "sequence",
-        infer_at,
-        evaluate_concat,
+        (11,),
+        "input_sequence -> concat_result",
+        infer=infer_at,
+        evaluate=evaluate_concat,
         attributes={"axis": Attribute("int", required=True), "new_axis": Attribute("int", 0)},
         cases=pair(axis=1),
     ),
-    spec(
+    operator(
         "SplitToSequence",
-        "input split?",
-        infer_split_to_sequence,
-        evaluate_split_to_sequence,
-        versions=(11, 24),
+        (11, 24),
+        "input split? -> output_sequence",
+        infer=infer_split_to_sequence,
+        evaluate=evaluate_split_to_sequence,
         attributes={"axis": Attribute("int", 0), "keepdims": Attribute("int", 1)},
         cases=lambda: [
             Case("pieces", [normal(63, 5, 2), np.asarray(2)]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,17 @@ from halfbyte.ir.ops.spec import (
     axis_of,
     common_dtype,
     input_at,
+    integers,
+    ints,
     known_ints,
     normal,
+    one_case,
+    operator,
     required_input,
 )
 
 LAYOUT = (13, 14, 19, 21, 23, 24, 25)
 Shape = tuple[Dim, ...]
-
-
-def integers(operand: Any) -> list[int]:
-    """Return an integer operand as list."""
-    return [int(v) for v in as_array(operand).reshape(-1).tolist()]
 
 
 def dim_product(dims: Sequence[Dim]) -> int | None:
@@ -220,25 +219,10 @@ def evaluate_identity(
     return [as_array(inputs[0]) if plain else inputs[0]]
 
 
-def ints(*values: int) -> Array:
-    """Return an int64 vector."""
-    return np.asarray(values, dtype=np.int64)
-
-
-def moved(op: str, versions: tuple[int, ...], names: str, **parts: Any) -> OpSpec:
-    """Return the spec of an operator with one output; `names` lists the inputs."""
-    return OpSpec(op, versions, tuple(names.split()), ("output",), **parts)
-
-
-def one(case: str, *inputs: Any, **attributes: Any) -> Callable[[], list[Case]]:
-    """Return a maker of one case."""
-    return lambda: [Case(case, list(inputs), attributes)]
-
-
-RESHAPE = moved(
+RESHAPE = operator(
     "Reshape",
     (14, 19, 21, 23, 24, 25),
-    "data shape",
+    "data shape -> reshaped",
     infer=infer_reshape,
     evaluate=evaluate_reshape,
     attributes={"allowzero": Attribute("int", 0)},
@@ -249,19 +233,19 @@ RESHAPE = moved(
         Case("empty", [normal(33, 0, 3), ints(3, 0)], {"allowzero": 1}),
     ],
 )
-UNSQUEEZE = moved(
+UNSQUEEZE = operator(
     "Unsqueeze",
     (13, 21, 23, 24, 25),
-    "data axes",
+    "data axes -> expanded",
     infer=infer_unsqueeze,
     evaluate=evaluate_unsqueeze,
     view=True,
-    cases=one("ends", normal(34, 2, 3), ints(0, -1)),
+    cases=one_case("ends", normal(34, 2, 3), ints(0, -1)),
 )
-SQUEEZE = moved(
+SQUEEZE = operator(
     "Squeeze",
     (13, 21, 23, 24, 25),
-    "data axes?",
+    "data axes? -> squeezed",
     infer=infer_squeeze,
     evaluate=evaluate_squeeze,
     view=True,
@@ -270,15 +254,15 @@ SQUEEZE = moved(
         Case("all", [normal(35, 1, 3, 1)]),
     ],
 )
-SHAPE = moved(
+SHAPE = operator(
     "Shape",
     (15, 19, 21, 23, 24, 25),
-    "data",
+    "data -> shape",
     infer=infer_shape,
     evaluate=evaluate_shape,
     attributes={"start": Attribute("int", 0), "end": Attribute("int")},
     encoded=frozenset({0}),
-    cases=one("part", normal(40, 2, 3, 4), start=1),
+    cases=one_case("part", normal(40, 2, 3, 4), start=1),
 )
 SPECS: tuple[OpSpec, ...] = (
     RESHAPE,
@@ -291,15 +275,15 @@ SPECS: tuple[OpSpec, ...] = (
         dropped=("consumed_inputs",),
         without=("allowzero",),
     ),
-    moved(
+    operator(
         "Flatten",
         (1, 9, 11, 13, 21, 23, 24, 25),
-        "input",
+        "input -> output",
         infer=infer_flatten,
         evaluate=evaluate_flatten,
         attributes={"axis": Attribute("int", 1)},
         view=True,
-        cases=one("last", normal(41, 2, 3, 4), axis=-1),
+        cases=one_case("last", normal(41, 2, 3, 4), axis=-1),
     ),
     UNSQUEEZE,
     older(UNSQUEEZE, (1, 11), {"axes": Lift(1)}, {"axes": Attribute("ints", required=True)}),
@@ -307,22 +291,22 @@ SPECS: tuple[OpSpec, ...] = (
     older(SQUEEZE, (1, 11), {"axes": Lift(1)}, {"axes": Attribute("ints")}),
     SHAPE,
     renumbered(SHAPE, (1, 13), attributes={}),
-    moved(
+    operator(
         "Size",
         (1, 13, 19, 21, 23, 24, 25),
-        "data",
+        "data -> size",
         infer=infer_size,
         evaluate=evaluate_size,
         encoded=frozenset({0}),
-        cases=one("three axes", normal(40, 2, 3, 4)),
+        cases=one_case("three axes", normal(40, 2, 3, 4)),
     ),
-    moved(
+    operator(
         "Identity",
         (1, 13, 14, 16, 19, 21, 23, 24, 25),
-        "input",
+        "input -> output",
         infer=infer_identity,
         evaluate=evaluate_identity,
         view=True,
-        cases=one("plain", normal(42, 2, 3)),
+        cases=one_case("plain", normal(42, 2, 3)),
     ),
 )

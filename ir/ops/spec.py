@@ -178,6 +178,11 @@ def known_ints(value: Value | None) -> list[int] | None:
     return None if array is None else [int(v) for v in np.asarray(array).reshape(-1)]
 
 
+def integers(operand: Any) -> list[int]:
+    """Return an integer operand as list."""
+    return [int(v) for v in as_array(operand).reshape(-1).tolist()]
+
+
 def axis_of(node: Node, axis: int, rank: int) -> int:
     """Return a non-negative axis.
 
@@ -251,3 +256,19 @@ def generator(seed: int) -> np.random.Generator:
 def normal(seed: int, *shape: int) -> NDArray[np.float32]:
     """Return standard normal float32 values."""
     return generator(seed).standard_normal(shape, dtype=np.float32)
+
+
+def ints(*values: int) -> Array:
+    """Return an int64 vector."""
+    return np.asarray(values, dtype=np.int64)
+
+
+def one_case(name: str, *inputs: Any, **attributes: Any) -> Callable[[], list[Case]]:
+    """Return a maker of one case."""
+    return lambda: [Case(name, list(inputs), attributes)]
+
+
+def operator(op: str, versions: tuple[int, ...], names: str, **parts: Any) -> OpSpec:
+    """Return a spec whose inputs and outputs stand in one line: `data shape -> reshaped`."""
+    inputs, _, outputs = names.partition("->")
+    return OpSpec(op, versions, tuple(inputs.split()), tuple(outputs.split()), **parts)
