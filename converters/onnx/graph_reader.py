@@ -56,7 +56,7 @@ class GraphReader:
 
     declared: where the types of values stand. missing: operators that are unknown, with how often
     they are met. stored: every stored tensor by name, in order; initializers: which of them are
-    such, of subgraphs too.
+    such, of subgraphs too. notes: sentences for the user.
     """
 
     def __init__(self, tensors: TensorReader, functions: Functions) -> None:
@@ -70,6 +70,7 @@ class GraphReader:
         self.missing: Counter[str] = Counter()
         self.stored: dict[str, Tensor] = {}
         self.initializers: set[str] = set()
+        self.notes: list[str] = []
         self._constants: dict[tuple[int, int], Value] = {}
         self._fresh_name = FreshNames()
 

@@ -37,6 +37,7 @@ from halfbyte.ir.legality import check
 from halfbyte.ir.model import Model, Provenance
 from halfbyte.ir.passes import linear_from_matmul, upgrade
 from halfbyte.ir.tensor import Tensor
+from halfbyte.memory import collections_paused
 
 NEWEST_IR = 14
 # A Constant node of at least so many values is a weight like any initializer.
@@ -50,7 +51,7 @@ def read_model(path: Path) -> Model:
         FormatError: the file, or a file of data beside it, breaks a rule.
     """
     try:
-        with mapped(path) as data:
+        with mapped(path) as data, collections_paused():
             buffer, message = parse(path, data)
             found = language_model(buffer, message)
             if isinstance(found, Model):
@@ -69,7 +70,7 @@ def read_graph_model(path: Path) -> Model:
     Raises:
         FormatError: as `read_model`.
     """
-    with mapped(path) as data:
+    with mapped(path) as data, collections_paused():
         return _model(*parse(path, data))
 
 
@@ -151,7 +152,7 @@ def _model(buffer: Buffer, message: ModelMessage) -> Model:
         metadata={"onnx": _metadata(buffer, message, opsets)},
         provenance=Provenance("onnx", str(buffer.path)),
         build=build,
-        warnings=_warnings(message),
+        warnings=(*_warnings(message), *reader.notes),
     )
 
 
@@ -168,6 +169,7 @@ def _finished(reader: GraphReader, graph: Graph, opsets: Mapping[str, int]) -> G
     types = TypeFiller(reader.buffer, reader.declared)
     try:
         types.fill(graph)
+        reader.notes += types.contradictions()
         foreign = any(is_contrib(node) for inner in every_graph(graph) for node in inner.nodes)
         if foreign and lower_all(graph):
             types.fill(graph)
@@ -237,7 +239,8 @@ class _Rebuilt:
 
     def __call__(self, model: Model) -> Graph:
         """Return a copy of the graph over the model's weights."""
-        graph = self.graph.copy()
+        with collections_paused():
+            graph = self.graph.copy()
         for inner in every_graph(graph):
             for name, tensor in inner.constants.items():
                 held = model.weights.get(tensor.name)

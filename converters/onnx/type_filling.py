@@ -6,7 +6,7 @@ where both know a dimension the operator is right.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from halfbyte.converters.onnx.contrib import is_contrib
 from halfbyte.converters.onnx.messages import Span
@@ -19,6 +19,9 @@ from halfbyte.ir.legality import check_form
 from halfbyte.ir.ops import OPS, op_key
 from halfbyte.ir.ops.spec import UNKNOWN, OpSpec, ValueType
 
+# Contradicted declarations that are named; of more only the number is told.
+SHOWN = 3
+SHOWN_CHARACTERS = 80
 # What an operator's inference may run into when a file's constants make no sense.
 BROKEN = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 
@@ -40,6 +43,26 @@ def infer_checked(spec: OpSpec, node: Node) -> list[ValueType]:
 def merged_dims(found: Dim, declared: Dim) -> Dim:
     """Return a dimension: inferred, or as declared where inference leaves it open."""
     return declared if found == UNKNOWN else found
+
+
+def disagree(found: Value, declared: ValueType) -> bool:
+    """Whether a declared type contradicts the one that a value has; what is open fits all."""
+    if None not in (found.dtype, declared.dtype) and found.dtype != declared.dtype:
+        return True
+    if found.shape is None or declared.shape is None:
+        return False
+    if len(found.shape) != len(declared.shape):
+        return True
+    return any(
+        isinstance(a, int) and isinstance(b, int) and a != b
+        for a, b in zip(found.shape, declared.shape, strict=True)
+    )
+
+
+def shown(dtype: str | None, shape: Sequence[Dim] | None) -> str:
+    """Return a type as text."""
+    dims = "*" if shape is None else ", ".join(str(dim) for dim in shape)
+    return f"{dtype or '?'}[{dims}]"
 
 
 def merged(found: ValueType, declared: ValueType) -> ValueType:
@@ -74,6 +97,24 @@ class TypeFiller:
             kinds = infer_checked(check_form(node), node) if known else []
             for index, value in enumerate(node.outputs):
                 self._set(value, kinds[index] if index < len(kinds) else UNTYPED)
+
+    def contradictions(self) -> list[str]:
+        """Return a sentence about the declared types that the operators contradict, if any do."""
+        wrong: list[tuple[Value, ValueType]] = []
+        for value, span in self.declared.items():
+            if value.shape is not None or value.dtype is not None:
+                declared = read_type(self.buffer, span)
+                if disagree(value, declared):
+                    wrong.append((value, declared))
+        if not wrong:
+            return []
+        named = "; ".join(
+            f"{value.name[:SHOWN_CHARACTERS]!r} is declared {shown(declared.dtype, declared.shape)}, "
+            f"its node makes {shown(value.dtype, value.shape)}"
+            for value, declared in wrong[:SHOWN]
+        )
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        return [f"types that are declared wrong, what operators make counts: {named}{more}"]
 
     def _set(self, value: Value, found: ValueType) -> None:
         is_open = found.shape is None or found.dtype is None or UNKNOWN in found.shape

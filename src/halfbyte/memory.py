@@ -1,8 +1,11 @@
-"""Peak anonymous memory of a block of work. Mapped file pages do not count."""
+"""Peak anonymous memory of a block of work (mapped file pages do not count); collections."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -50,3 +53,18 @@ class PeakMemory:
         self.peak_bytes = max(self.peak_bytes, anonymous_bytes())
         self._stop.set()
         self._thread.join()
+
+
+@contextlib.contextmanager
+def collections_paused() -> Iterator[None]:
+    """Keep Python's collector of cycles off while many objects are made that all stay.
+
+    It would walk them again and again, a third of the time of reading a graph of 100,000 nodes.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import numpy as np
 import pytest
 
 from halfbyte import memory
-from halfbyte.memory import PeakMemory, anonymous_bytes
+from halfbyte.memory import PeakMemory, anonymous_bytes, collections_paused
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
@@ -49,3 +50,21 @@ def test_systems_that_do_not_say(monkeypatch, tmp_path):
     assert anonymous_bytes() == 0
     (tmp_path / "none").write_text("VmRSS: 5 kB\nRssAnon:\t 12 kB\n")
     assert anonymous_bytes() == 12288
+
+
+def test_collections_pause_and_go_on() -> None:
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError), collections_paused():
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+    assert gc.isenabled()
+    with collections_paused(), collections_paused():
+        pass
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with collections_paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
