@@ -109,9 +109,9 @@ class TypeFiller:
         if not wrong:
             return []
         named = "; ".join(
-            f"{value.name[:SHOWN_CHARACTERS]!r} is declared {shown(declared.dtype, declared.shape)}, "
+            f"{value.name[:SHOWN_CHARACTERS]!r} is declared {shown(kind.dtype, kind.shape)}, "
             f"its node makes {shown(value.dtype, value.shape)}"
-            for value, declared in wrong[:SHOWN]
+            for value, kind in wrong[:SHOWN]
         )
         more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         return [f"types that are declared wrong, what operators make counts: {named}{more}"]
