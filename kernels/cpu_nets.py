@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -295,6 +296,30 @@ def transpose(x: Float32, order: Sequence[int], out: Float32 | None = None) -> F
     out = np.empty([x.shape[axis] for axis in order], np.float32) if out is None else out
     native().transpose(x, list(order), out)
     return out
+
+
+def top_k(
+    x: Float32,
+    n: int,
+    inner: int,
+    k: int,
+    largest: bool,
+    values: Float32,
+    places: NDArray[np.int64],
+) -> None:
+    """Write the k largest or smallest over n of x as [outer, n, inner], in order, and places."""
+    native().top_k(x, n, inner, k, largest, values, places)
+
+
+def gather_elements(
+    x: NDArray[Any], n: int, inner: int, indices: NDArray[np.int64], out: NDArray[Any]
+) -> None:
+    """Write x[o, indices[o, i, c], c] for x as [outer, n, inner], elements of 4 or 8 bytes.
+
+    Raises:
+        IndexError: an index is outside the axis.
+    """
+    native().gather_elements(x, n, inner, indices, out)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,14 @@ from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.ops import op_spec
 from halfbyte.ir.tensor import Tensor
 from halfbyte.kernels import cpu as kernels
-from halfbyte.runtime import cpu_conv, cpu_integers, cpu_recurrent, cpu_resize, cpu_tensor
+from halfbyte.runtime import (
+    cpu_conv,
+    cpu_integers,
+    cpu_recurrent,
+    cpu_resize,
+    cpu_select,
+    cpu_tensor,
+)
 from halfbyte.runtime.backend import BoundNode, Slot, Step
 from halfbyte.runtime.cpu_slots import Packed, arrays, floats
 from halfbyte.runtime.reference import aligned_empty
@@ -371,6 +378,7 @@ BINDERS: dict[str, Binder] = {
     **cpu_integers.BINDERS,
     **cpu_recurrent.BINDERS,
     **cpu_resize.BINDERS,
+    **cpu_select.BINDERS,
     "Cast": bind_cast,
     "Gather": bind_gather,
     "LayerNormalization": bind_layer_norm,

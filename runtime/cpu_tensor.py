@@ -14,6 +14,7 @@ import numpy as np
 
 from halfbyte.ir.ops.fused import activation_of, clip_of
 from halfbyte.kernels import cpu, cpu_nets
+from halfbyte.runtime import cpu_select
 from halfbyte.runtime.backend import BoundNode, Slot, Step
 from halfbyte.runtime.cpu_slots import (
     arrays,
@@ -288,10 +289,12 @@ def bind_expand(backend: CpuBackend, bound: BoundNode) -> Step | None:
 
 
 def bind_pad(backend: CpuBackend, bound: BoundNode) -> Step | None:
-    """Pad with a constant by constant amounts."""
+    """Pad by constant amounts."""
     pads, value, axes = (constant_at(bound, index) for index in (1, 2, 3))
     given = [slot_at(bound, index) for index in (2, 3)]
-    if not plain(bound, bound.inputs[0]) or pads is None or bound.attributes["mode"] != "constant":
+    if bound.attributes["mode"] != "constant":
+        return cpu_select.bind_repeating_pad(backend, bound)
+    if not plain(bound, bound.inputs[0]) or pads is None:
         return None
     if any(s is not None and v is None for s, v in zip(given, (value, axes), strict=True)):
         return None

@@ -77,5 +77,6 @@ void bind_integers(nb::module_& m);
 void bind_conv(nb::module_& m);
 void bind_product(nb::module_& m);
 void bind_tensor(nb::module_& m);
+void bind_select(nb::module_& m);
 
 }  // namespace halfbyte

@@ -17,5 +17,6 @@ NB_MODULE(_cpu, m) {
     halfbyte::bind_conv(m);
     halfbyte::bind_product(m);
     halfbyte::bind_tensor(m);
+    halfbyte::bind_select(m);
     halfbyte::bind_integers(m);
 }

@@ -250,3 +250,29 @@ def test_gru_backwards(batch: int, hidden: int, after: bool) -> None:
     )
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5)
     np.testing.assert_allclose(h, wanted[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize(("n", "inner", "k"), [(1, 1, 1), (40, 3, 7), (300, 1, 300), (5, 2, 0)])
+def test_top_k(n: int, inner: int, k: int, largest: bool) -> None:
+    # Few distinct values: of equals the first comes first.
+    x = np.round(normal(4, n, inner))
+    x[1, n // 2] = np.nan
+    values, places = np.empty((4, k, inner), np.float32), np.empty((4, k, inner), np.int64)
+    cpu_nets.top_k(x, n, inner, k, largest, values, places)
+    keys = np.where(np.isnan(x), np.inf, x) * (-1 if largest else 1)
+    wanted = np.argsort(keys, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(places, wanted)
+    np.testing.assert_array_equal(values, np.take_along_axis(x, wanted, 1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_gather_elements(dtype: type) -> None:
+    x = (normal(3, 5, 2) * 100).astype(dtype)
+    indices = np.random.default_rng(1).integers(-5, 5, (3, 7, 2))
+    out = np.empty((3, 7, 2), dtype)
+    cpu_nets.gather_elements(x, 5, 2, indices, out)
+    np.testing.assert_array_equal(out, np.take_along_axis(x, indices, 1))
+    for bad in (5, -6):
+        with pytest.raises(IndexError, match=r"outside -5\.\.4"):
+            cpu_nets.gather_elements(x, 5, 2, np.full((3, 7, 2), bad), out)
