@@ -88,7 +88,7 @@ def write_options() -> Callable[[Function], Function]:
             "--to",
             default="",
             metavar="FORMAT",
-            help="gguf, hb, hf, onnx or onnx:ort; else DST's ending decides.",
+            help="gguf, hb, hf, onnx, onnx:static or onnx:ort; else DST's ending decides.",
         ),
         click.option(
             "--opset",

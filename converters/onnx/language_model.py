@@ -7,9 +7,10 @@ from pathlib import Path
 from halfbyte.converters.format import WriteOptions, WrittenTensor
 from halfbyte.converters.onnx import metadata
 from halfbyte.converters.onnx.genai import genai_files
-from halfbyte.converters.onnx.language.export import ORT, Export, export_graph
+from halfbyte.converters.onnx.language.export import Export, export_graph
 from halfbyte.converters.onnx.language.naming import name_nodes
 from halfbyte.converters.onnx.language.weight_form import verdict_of
+from halfbyte.converters.onnx.profile import ORT
 from halfbyte.converters.onnx.writer import write_graph
 from halfbyte.errors import HalfbyteError
 from halfbyte.files import atomic_folder

@@ -11,7 +11,7 @@ from halfbyte.converters.onnx.lowering import lower_graph
 from halfbyte.converters.onnx.lowering.cached_attention import ATTENTION_OPSET
 from halfbyte.converters.onnx.lowering.target import target_opset
 from halfbyte.converters.onnx.opset_choice import every_graph
-from halfbyte.converters.onnx.profile import profile
+from halfbyte.converters.onnx.profile import STATIC, profile
 from halfbyte.converters.onnx.writer import write_graph
 from halfbyte.errors import UnsupportedError
 from halfbyte.ir.graph import Graph
@@ -30,6 +30,7 @@ def write_onnx(model: Model, path: Path, options: WriteOptions) -> list[WrittenT
     profile(options.flavour)
     # The exporter of language models says attention as one operator; before it existed, an encoder
     # can be said by its parts.
+    _require_cache(model, options.flavour)
     apart = options.opset is not None and options.opset < ATTENTION_OPSET
     try:
         if is_language_model(model) and not (apart and not model.graph.states):
@@ -38,6 +39,16 @@ def write_onnx(model: Model, path: Path, options: WriteOptions) -> list[WrittenT
     except UnicodeEncodeError as error:
         what = f"text that is not UTF-8 ({error.object!r})"
         raise UnsupportedError(what, str(path), advice="rename it in the source") from None
+
+
+def _require_cache(model: Model, flavour: str) -> None:
+    """Raise UnsupportedError where a cache of fixed length is asked for and there is none."""
+    if flavour == STATIC and not model.graph.states:
+        raise UnsupportedError(
+            f"flavour {flavour!r} of a model without a cache of keys and values",
+            model.graph.name,
+            ["onnx", "onnx:ort"],
+        )
 
 
 def write_model(model: Model, path: Path, options: WriteOptions) -> list[WrittenTensor]:

@@ -17,7 +17,7 @@ from halfbyte.ir.ops.spec import attribute
 from halfbyte.ir.profile import CONSTANT, MATRIX, nearest_first, stays_float
 from halfbyte.ir.tensor import Tensor
 
-FLAVOURS = ("", "ort")
+STANDARD, STATIC, ORT = FLAVOURS = ("", "static", "ort")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class OnnxProfile:
 
     def __post_init__(self) -> None:
         if self.flavour not in FLAVOURS:
-            raise UnsupportedError(f"flavour {self.flavour!r}", "onnx", ["onnx", "onnx:ort"])
+            known = [f"onnx:{name}".rstrip(":") for name in FLAVOURS]
+            raise UnsupportedError(f"flavour {self.flavour!r}", "onnx", known)
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ from halfbyte.runtime.session import Session
 from halfbyte.verification.stored_graph import StoredGraph
 from support.model_folders import tiny_model, write_model
 
-FLAVOURS = ["onnx", "onnx:ort"]
+FLAVOURS = ["onnx", "onnx:static", "onnx:ort"]
 
 
 @pytest.fixture(scope="module")

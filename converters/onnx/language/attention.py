@@ -127,7 +127,8 @@ def _again(lowering: Lowering, node: Node, old: Value, values: dict[Value, Value
     return out
 
 
-def _layer_of(node: Node) -> int:
+def layer_of(node: Node) -> int:
+    """Return the layer of an attention."""
     if node.layer is not None:
         return node.layer
     return int(str(node.attributes["key_state"]).rsplit(".", 1)[-1])
@@ -135,7 +136,7 @@ def _layer_of(node: Node) -> int:
 
 def _cache(lowering: Lowering, node: Node) -> tuple[list[Value], list[Value]]:
     """Return past and present key and value of one attention."""
-    builder, layer = lowering.builder, _layer_of(node)
+    builder, layer = lowering.builder, layer_of(node)
     past, present = [], []
     for name in ("key", "value"):
         state = lowering.source.states[node.attributes[f"{name}_state"]]
@@ -149,7 +150,8 @@ def _cache(lowering: Lowering, node: Node) -> tuple[list[Value], list[Value]]:
     return past, present
 
 
-def _scale(node: Node, query: Value, heads: int) -> float:
+def attention_scale(node: Node, query: Value, heads: int) -> float:
+    """Return what the scores are multiplied with."""
     width = int((query.shape or (0,))[-1])
     return float(node.attributes.get("scale") or (width // heads) ** -0.5)
 
@@ -193,7 +195,7 @@ def grouped_query(lowering: Lowering, node: Node) -> Value:
         layer=node.layer,
         num_heads=heads,
         kv_num_heads=groups,
-        scale=_scale(node, inputs[0], heads),
+        scale=attention_scale(node, inputs[0], heads),
         local_window_size=int(attributes.get("window") or 0) or -1,
         softcap=softcap,
         **settings,
@@ -215,15 +217,17 @@ def _lengths(builder: OnnxBuilder, mask: Value) -> Value:
     )
 
 
-def _length(builder: OnnxBuilder, value: Value, axis: int, name: str) -> Value:
+def dimension(builder: OnnxBuilder, value: Value, axis: int, name: str) -> Value:
     """Return one dimension as an int64 scalar."""
-    shape = builder.op("Shape", value, name=f"{name}/Shape", dtype="int64", shape=(2,))
+    shape = builder.op(
+        "Shape", value, name=f"{name}/Shape", dtype="int64", shape=(len(value.shape or ()),)
+    )
     index = builder.scalar(axis)
     return builder.op("Gather", shape, index, name=name, dtype="int64", shape=(), axis=0)
 
 
 def _total(builder: OnnxBuilder, mask: Value) -> Value:
-    length = _length(builder, mask, 1, "/attention/total")
+    length = dimension(builder, mask, 1, "/attention/total")
     return builder.op(
         "Cast", length, name="/attention/total_sequence_length", dtype="int32", shape=(), to="int32"
     )
@@ -253,7 +257,7 @@ def _attention(
         layer=node.layer,
         q_num_heads=heads,
         kv_num_heads=attributes["num_kv_heads"],
-        scale=_scale(node, inputs[0], heads),
+        scale=attention_scale(node, inputs[0], heads),
         softcap=float(attributes.get("softcap") or 0.0),
         is_causal=0,
     )
@@ -312,7 +316,7 @@ def _all_positions(lowering: Lowering) -> Value:
     """Return how many positions there are, past and new: int64 scalar."""
     builder = lowering.builder
     return builder.once(
-        "all positions", lambda: _length(builder, attention_mask(lowering), 1, "/attention/total")
+        "all positions", lambda: dimension(builder, attention_mask(lowering), 1, "/attention/total")
     )
 
 
@@ -329,7 +333,7 @@ def _queries(lowering: Lowering) -> Value:
     """Return the place of every new position, [sequence, 1]."""
     builder, total = lowering.builder, _all_positions(lowering)
     ids = lowering.required(next(v for v in lowering.source.inputs if v.name == IDS))
-    length = _length(builder, ids, 1, "/attention/sequence")
+    length = dimension(builder, ids, 1, "/attention/sequence")
     first = builder.op("Sub", total, length, name="/attention/first", dtype="int64", shape=())
     row = builder.op(
         "Range", first, total, builder.scalar(1), name="/attention/queries", dtype="int64",

@@ -33,9 +33,9 @@ class Holding:
 class OnnxBuilder:
     """A graph of ONNX operators under construction."""
 
-    def __init__(self, name: str) -> None:
-        """Start an empty graph."""
-        self.graph = Graph(name)
+    def __init__(self, name: str, opset: int = OPSET) -> None:
+        """Start an empty graph of operators in force at an opset."""
+        self.graph, self.opset = Graph(name), opset
         self.holdings: dict[int, Holding] = {}
         self._shared: dict[Any, Value] = {}
         self._kept: list[Tensor] = []
@@ -59,7 +59,7 @@ class OnnxBuilder:
             dtype=dtype,
             shape=shape,
             domain=domain,
-            since_version=version_of(op, domain),
+            since_version=version_of(op, domain, self.opset),
             layer=layer,
             **attributes,
         )
@@ -75,7 +75,7 @@ class OnnxBuilder:
         **attributes: Any,
     ) -> Node:
         """Add a node with several outputs."""
-        version = version_of(op, domain)
+        version = version_of(op, domain, self.opset)
         made = Node(op, list(inputs), list(outputs), attributes, domain, version, layer)
         return self.graph.insert(made)
 
@@ -148,11 +148,11 @@ class OnnxBuilder:
         return self.op("Cast", value, name=name, dtype=dtype, shape=value.shape, to=dtype)
 
 
-def version_of(op: str, domain: str = ONNX_DOMAIN) -> int:
-    """Return an operator's since_version at opset OPSET; 1 for those of other domains."""
+def version_of(op: str, domain: str = ONNX_DOMAIN, opset: int = OPSET) -> int:
+    """Return an operator's since_version at an opset; 1 for those of other domains."""
     if domain != ONNX_DOMAIN or op not in OPS:
         return 1
-    return since_version(op, OPSET) or op_spec(op).versions[0]
+    return since_version(op, opset) or op_spec(op).versions[0]
 
 
 def dtype_name(tensor: Tensor) -> str:

@@ -1,19 +1,23 @@
-"""A language model's graph as ONNX: explicit cache, dynamic batch and sequence, two flavours."""
+"""A language model's graph as ONNX: explicit cache, dynamic batch and sequence, in flavours."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from halfbyte.converters.onnx.language import static_cache
 from halfbyte.converters.onnx.language.attention import IDS, MASK, attention_mask
-from halfbyte.converters.onnx.language.builder import Holding, OnnxBuilder
+from halfbyte.converters.onnx.language.builder import OPSET, Holding, OnnxBuilder
 from halfbyte.converters.onnx.language.lowering import POSITIONS, Lowering, dims
+from halfbyte.converters.onnx.profile import ORT, STANDARD, STATIC
 from halfbyte.ir.graph import Graph
 from halfbyte.ir.model import Model
 from halfbyte.ir.passes import dead_code
 
-STANDARD, ORT = "", "ort"
-FLAVOURS = (STANDARD, ORT)
 DEFAULT_POSITIONS = 2048
+FIRST_INPUTS = (
+    *(IDS, MASK, POSITIONS, "token_type_ids"),
+    *(static_cache.WRITE_INDICES, static_cache.LENGTHS),
+)
 
 
 @dataclass(frozen=True)
@@ -25,27 +29,30 @@ class Export:
 
 
 def export_graph(model: Model, flavour: str = STANDARD) -> Export:
-    """Return the model's graph in a flavour: `` standard operators, `ort` onnxruntime's.
+    """Return the model's graph in a flavour.
 
+    `` has standard operators, `static` those with caches of a fixed length, `ort` onnxruntime's.
     Inputs: input_ids, attention_mask [batch, past + sequence], position_ids where the graph needs
     it, past_key_values.N.key and .value. Outputs: logits of every position, present.N.key and
-    .value. An encoder keeps its inputs and outputs. Shorter texts of a batch are padded on the left
-    in the standard flavour, on the right for onnxruntime, whose attention counts tokens.
+    .value; `static_cache` says what `static` has in place of mask, past and present. An encoder
+    keeps its inputs and outputs. Shorter texts of a batch are padded on the left in the standard
+    flavour, on the right in the others, whose attention counts tokens.
 
     Raises:
         UnsupportedError: an operator or encoding has no form in ONNX.
     """
     source = model.graph
-    builder = OnnxBuilder(source.name)
+    static = flavour == STATIC and bool(source.states)
+    builder = OnnxBuilder(source.name, static_cache.OPSET if static else OPSET)
     positions = int(model.config.get("max_position_embeddings") or DEFAULT_POSITIONS)
-    lowering = Lowering(source, builder, flavour == ORT, positions)
+    lowering = Lowering(source, builder, flavour == ORT, positions, static)
     for value in source.inputs:
         if value.name in (IDS, MASK, "token_type_ids"):
             made = builder.graph.add_input(value.name, value.dtype or "int64", dims(value) or ())
             lowering.put(value, made)
             if value.name == MASK:
                 builder.once(MASK, lambda made=made: made)
-    if source.states:
+    if source.states and not static:
         attention_mask(lowering)
     lowering.run()
     graph = builder.graph
@@ -55,7 +62,7 @@ def export_graph(model: Model, flavour: str = STANDARD) -> Export:
     graph.outputs += lowering.cache.present
     dead_code.apply(graph)
     graph.inputs = [v for v in graph.inputs if v.uses or v.name in (IDS, MASK)]
-    order = {name: index for index, name in enumerate((IDS, MASK, POSITIONS, "token_type_ids"))}
+    order = {name: index for index, name in enumerate(FIRST_INPUTS)}
     graph.inputs.sort(key=lambda value: order.get(value.name, len(order)))
     by_id = {id(tensor): name for name, tensor in model.weights.items()}
     holdings = {by_id[key]: held for key, held in builder.holdings.items() if key in by_id}

@@ -1,6 +1,7 @@
 """One function for each operator of an architecture's graph, by flavour.
 
-`standard`: ai.onnx alone. `contrib`: what onnxruntime has besides. A node without an entry is taken
+Flavours: ai.onnx alone, with caches that grow or (`static`) of a fixed length; or (`contrib`) what
+onnxruntime has besides. A node without an entry is taken
 over as it is, its floating constants read in float32.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from halfbyte.converters.onnx.language import attention
+from halfbyte.converters.onnx.language import attention, static_cache
 from halfbyte.converters.onnx.language.builder import FLOAT32, MICROSOFT, OnnxBuilder, version_of
 from halfbyte.converters.onnx.language.linear import linear, lookup
 from halfbyte.errors import UnsupportedError
@@ -18,7 +19,8 @@ from halfbyte.ir.graph import HALFBYTE_DOMAIN, Dim, Graph, Node, Value
 from halfbyte.ir.ops import op_key
 from halfbyte.ir.tensor import Tensor
 
-SYMBOLS = {"batch": "batch_size", "sequence": "sequence_length"}
+# Every position gets logits here.
+SYMBOLS = {"batch": "batch_size", "sequence": "sequence_length", "outputs": "sequence_length"}
 POSITIONS, OUTPUTS = "position_ids", "output_positions"
 
 
@@ -30,6 +32,7 @@ class Lowering:
     builder: OnnxBuilder
     contrib: bool
     positions: int
+    static: bool = False
     values: dict[Value, Value] = field(default_factory=dict)
     done: set[int] = field(default_factory=set)
     cache: attention.CacheValues = field(default_factory=attention.CacheValues)
@@ -204,6 +207,8 @@ def lower_attention(lowering: Lowering, node: Node) -> None:
     cached = node.attributes.get("key_state")
     if cached and lowering.contrib:
         made = attention.grouped_query(lowering, node)
+    elif cached and lowering.static:
+        made = static_cache.external_cache(lowering, node)
     elif cached:
         made = attention.standard(lowering, node)
     else:
