@@ -155,19 +155,15 @@ def add_bytes(
     b: NDArray[Any],
     a_signed: bool,
     b_signed: bool,
-    scale_a: float,
-    scale_b: float,
-    shift: float,
+    scales: tuple[float, float, float],
+    zeros: tuple[int, int, int],
     low: float,
     high: float,
-    zero: int,
     is_signed: bool,
     out: NDArray[Any],
     /,
 ) -> None: ...
-
-class ConvWeight:
-    def __init__(self, form: int, weight: NDArray[Any], groups: int, /) -> None: ...
+def __init__(self, form: int, weight: NDArray[Any], groups: int, /) -> None: ...
 
 class Convolution:
     def __init__(

@@ -344,28 +344,21 @@ def value_range(x: Float32) -> tuple[float, float]:
 def add(
     a: Bytes,
     b: Bytes,
-    scales: tuple[float, float],
-    shift: float,
+    scales: tuple[float, float, float],
+    zeros: tuple[int, int, int],
     limits: tuple[float, float],
-    zero: int,
     out: Bytes,
 ) -> Bytes:
-    """Write nearest(a * scales[0] + b * scales[1] + shift) + zero, kept in limits, into out.
+    """Write the quantized sum of two quantized values into out, clipped to `limits` before.
 
-    a, b: bytes as unsigned numbers (signed ones moved by 128); shift holds their zero points.
+    scales, zeros: of a, b and out. b has the shape of a, or is one row, added to all of a's. Each
+    step rounds to float32 as the operators one by one would, so ties fall the same way.
     """
-    byte_zero, signed, _, memory = _output(out, zero)
+    byte_zero, signed, _, memory = _output(out, zeros[2])
+    signs = a.dtype == np.int8, b.dtype == np.int8
+    places = [unsigned_zero(zero, sign) for zero, sign in zip(zeros, signs, strict=False)]
     native().add_bytes(
-        unsigned(a),
-        unsigned(b),
-        a.dtype == np.int8,
-        b.dtype == np.int8,
-        *scales,
-        shift,
-        *limits,
-        byte_zero,
-        signed,
-        memory,
+        unsigned(a), unsigned(b), *signs, scales, (*places, byte_zero), *limits, signed, memory
     )
     return out
 

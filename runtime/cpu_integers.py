@@ -221,19 +221,11 @@ def bind_add(backend: HasPacked, bound: BoundNode) -> Step | None:
         return None
     if {a.dtype, b.dtype, out.dtype.name} - set(BYTES) or any(n.size != 1 for n in numbers):
         return None
-    scale_a, zero_a, scale_b, zero_b, scale, zero = (n.reshape(-1)[0] for n in numbers)
-    factors = float(np.float32(scale_a / scale)), float(np.float32(scale_b / scale))
-    zeros = [
-        kernels.unsigned_zero(int(z), slot.dtype == "int8")
-        for z, slot in ((zero_a, a), (zero_b, b))
-    ]
-    shift = -(zeros[0] * factors[0] + zeros[1] * factors[1])
-    limits = tuple(float(bound.attributes[n]) / float(scale) for n in ("minimum", "maximum"))
-
-    def step() -> None:
-        kernels.add(a.value(), b.value(), factors, shift, (limits[0], limits[1]), int(zero), out)
-
-    return step
+    plain = [n.reshape(-1)[0] for n in numbers]
+    scales = float(plain[0]), float(plain[2]), float(plain[4])
+    zeros = int(plain[1]), int(plain[3]), int(plain[5])
+    limits = float(bound.attributes["minimum"]), float(bound.attributes["maximum"])
+    return lambda: kernels.add(a.value(), b.value(), scales, zeros, limits, out)
 
 
 def scalar_slots(bound: BoundNode) -> tuple[Slot, Slot | None] | None:

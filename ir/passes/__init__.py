@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from halfbyte.ir.graph import Graph
 
+# In the order of a session. Bytes are moved and looked up first, so that integer operators find
+# quantized values beside them. Stored codes are absorbed before constants are folded, which would
+# turn them into floats. Pads and norms go into a convolution's weights before anything is fused
+# onto it. Longer patterns come before shorter ones that would take their nodes: gates before
+# groups of Linear, sums with a norm before sums into a convolution.
 PASSES: dict[str, str] = {
     "move_bytes": "halfbyte.ir.passes.move_bytes",
     "look_up_bytes": "halfbyte.ir.passes.look_up_bytes",

@@ -250,9 +250,9 @@ nb::tuple range(nb::object x) {
     return nb::make_tuple(low, high);
 }
 
-void add_bytes(nb::object a, nb::object b, bool a_signed, bool b_signed, float scale_a,
-               float scale_b, float shift, float low, float high, int zero, bool is_signed,
-               nb::object out) {
+// scales and zeros: of a, b and the result; zero points of unsigned bytes.
+void add_bytes(nb::object a, nb::object b, bool a_signed, bool b_signed, nb::sequence scales,
+               nb::sequence zeros, float low, float high, bool is_signed, nb::object out) {
     const char* where = "add_bytes";
     const Array left(where, "a", a, "B"), right(where, "b", b, "B");
     const Array target(where, "out", out, "B", true);
@@ -261,14 +261,16 @@ void add_bytes(nb::object a, nb::object b, bool a_signed, bool b_signed, float s
     if (row < 1 || left.size() % row) reject(where, "b is neither as large as a nor one row of it");
     require_size(where, "out", target, left.size());
     ByteAdd job;
-    job.scale_a = scale_a;
-    job.scale_b = scale_b;
-    job.shift = shift;
+    job.scale_a = nb::cast<float>(scales[0]);
+    job.scale_b = nb::cast<float>(scales[1]);
+    job.unit = nb::cast<float>(scales[2]);
+    job.zero_a = nb::cast<float>(zeros[0]);
+    job.zero_b = nb::cast<float>(zeros[1]);
     job.flip_a = a_signed ? 0x80 : 0;
     job.flip_b = b_signed ? 0x80 : 0;
     job.finish.low = low;
     job.finish.high = high;
-    job.finish.zero = static_cast<float>(zero);
+    job.finish.zero = nb::cast<float>(zeros[2]);
     job.finish.flip = is_signed ? 0x80 : 0;
     if (row < left.size()) {
         const nb::gil_scoped_release release;

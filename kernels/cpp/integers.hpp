@@ -74,9 +74,10 @@ struct ByteLstmJob {
     bool reverse = false;
 };
 
-// Sum of two quantized arrays: value = (a - zero_a) * scale_a + (b - zero_b) * scale_b.
+// Sum of two quantized arrays: clip((a - zero_a) * scale_a + (b - zero_b) * scale_b) / unit, each
+// step rounded to float as the operators one by one would. finish: limits and the output's zero.
 struct ByteAdd {
-    float scale_a = 1.0f, scale_b = 1.0f, shift = 0.0f;
+    float scale_a = 1.0f, scale_b = 1.0f, zero_a = 0.0f, zero_b = 0.0f, unit = 1.0f;
     uint8_t flip_a = 0, flip_b = 0;
     Requantize finish;
 };

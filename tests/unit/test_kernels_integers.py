@@ -162,20 +162,17 @@ def test_the_range_includes_zero() -> None:
     assert cpu_integers.value_range(-x) == (-5.0, 0.0)
 
 
+@pytest.mark.parametrize("size", [77, 5, 64])
 @pytest.mark.parametrize("dtypes", [(np.uint8, np.int8, np.uint8), (np.int8, np.uint8, np.int8)])
-def test_sums_of_bytes(dtypes) -> None:
-    a, b = random_bytes(dtypes[0], 77), random_bytes(dtypes[1], 77)
-    zeros = [5, -3]
-    moved = [
-        float(zero + (128 if d == np.int8 else 0)) for zero, d in zip(zeros, dtypes, strict=False)
-    ]
-    shift = -(moved[0] * 0.5 + moved[1] * 0.25)
-    limits = (0.0, np.inf)
-    out = cpu_integers.add(a, b, (0.5, 0.25), shift, limits, 4, np.empty(77, dtypes[2]))
-    wide = (a.astype(np.float32) - 5) * 0.5 + (b.astype(np.float32) + 3) * 0.25
+def test_sums_of_bytes(dtypes, size: int) -> None:
+    a, b = random_bytes(dtypes[0], size), random_bytes(dtypes[1], size)
+    scales, zeros, out = (0.0513, 0.0307, 0.0411), (5, -3, 4), np.empty(size, dtypes[2])
+    cpu_integers.add(a, b, scales, zeros, (0.0, 6.0), out)
+    unit = np.array(scales, np.float32)
+    wide = (a.astype(np.float32) - 5) * unit[0] + (b.astype(np.float32) + 3) * unit[1]
     info = np.iinfo(dtypes[2])
-    expected = np.clip(np.rint(np.clip(wide, 0, None)) + 4, info.min, info.max)
-    np.testing.assert_array_equal(out, expected)
+    expected = np.rint(np.clip(wide, 0, 6) / unit[2]) + 4
+    np.testing.assert_array_equal(out, np.clip(expected, info.min, info.max))
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
@@ -194,7 +191,7 @@ def test_the_greatest_activations_do_not_saturate(level: int) -> None:
 
 def test_a_row_is_added_to_every_row() -> None:
     a, b = random_bytes(np.uint8, 6, 13), random_bytes(np.uint8, 13)
-    args = ((0.5, 0.25), 3.0, (-np.inf, np.inf), 4)
+    args = ((0.5, 0.25, 0.3), (3, 4, 5), (-np.inf, np.inf))
     out = cpu_integers.add(a, b, *args, np.empty_like(a))
     whole = np.ascontiguousarray(np.broadcast_to(b, a.shape))
     np.testing.assert_array_equal(out, cpu_integers.add(a, whole, *args, np.empty_like(a)))

@@ -58,27 +58,42 @@ static void value_range(const float* x, int64_t n, float* low, float* high) {
     *high = top;
 }
 
+HB_INLINE F byte_sum_of(const ByteAdd& job, const uint8_t* a, const uint8_t* b) {
+    const F left = mul(sub(byte_values(a, job.flip_a), set1(job.zero_a)), set1(job.scale_a));
+    const F right = mul(sub(byte_values(b, job.flip_b), set1(job.zero_b)), set1(job.scale_b));
+    return div(clipped(add(left, right), job.finish), set1(job.unit));
+}
+
 static void add_bytes(const ByteAdd& job, const uint8_t* a, const uint8_t* b, int64_t n,
                       uint8_t* out) {
-    const F scale_a = set1(job.scale_a), scale_b = set1(job.scale_b), shift = set1(job.shift);
-    Requantize to = job.finish;
-    to.out = out;
-    const auto sum = [&](const uint8_t* left, const uint8_t* right) {
-        const F both = add(mul(byte_values(left, job.flip_a), scale_a),
-                           mul(byte_values(right, job.flip_b), scale_b));
-        return add(both, shift);
-    };
+    const float zero = job.finish.zero;
+    const uint8_t flip = job.finish.flip;
     int64_t i = 0;
-    for (; i + W <= n; i += W) put_lanes(to, sum(a + i, b + i), i, W);
+#if defined(HB_SATURATES)
+    for (; i + 4 * W <= n; i += 4 * W) {
+        I lanes[4];
+        for (int k = 0; k < 4; ++k)
+            lanes[k] = rounded(byte_sum_of(job, a + i + k * W, b + i + k * W), zero);
+        store_packed(out + i, lanes, flip);
+    }
+#endif
+    for (; i + W <= n; i += W) store_rounded(out + i, byte_sum_of(job, a + i, b + i), zero, flip);
     if (i == n) return;
-    uint8_t left[W] = {}, right[W] = {};
+    uint8_t left[W] = {}, right[W] = {}, bytes[W];
     std::memcpy(left, a + i, static_cast<size_t>(n - i));
     std::memcpy(right, b + i, static_cast<size_t>(n - i));
-    put_lanes(to, sum(left, right), i, n - i);
+    store_rounded(bytes, byte_sum_of(job, left, right), zero, flip);
+    std::memcpy(out + i, bytes, static_cast<size_t>(n - i));
 }
 
 static void look_up_bytes(const uint8_t* table, const uint8_t* x, int64_t n, uint8_t* out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = table[x[i]];
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        uint8_t found[4];
+        for (int k = 0; k < 4; ++k) found[k] = table[x[i + k]];
+        std::memcpy(out + i, found, 4);
+    }
+    for (; i < n; ++i) out[i] = table[x[i]];
 }
 
 }  // namespace HB_ISA
