@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import NoReturn
 
 from halfbyte.converters.onnx.attributes import AttributeReader, AttributeType, adapted
 from halfbyte.converters.onnx.constants import constant_tensor
-from halfbyte.converters.onnx.functions import Functions
+from halfbyte.converters.onnx.functions import MAX_NODES, Functions
 from halfbyte.converters.onnx.messages import (
-    AttributeMessage,
     FunctionMessage,
     GraphMessage,
     NodeMessage,
@@ -27,10 +26,10 @@ from halfbyte.converters.onnx.order import OrderError, ordered
 from halfbyte.converters.onnx.scope import (
     FreeNames,
     FreshNames,
+    Given,
     Program,
     Scope,
     function_key,
-    inner_graphs,
     standard_domain,
 )
 from halfbyte.converters.onnx.tensors import TensorReader
@@ -73,6 +72,7 @@ class GraphReader:
         self.notes: list[str] = []
         self._constants: dict[tuple[int, int], Value] = {}
         self._fresh_name = FreshNames()
+        self._made = 0
 
     def fail(self, rule: str, offset: int) -> NoReturn:
         """Raise the error for a broken rule."""
@@ -205,6 +205,7 @@ class GraphReader:
         names: Mapping[str, str],
         types: Mapping[str, Span | None],
     ) -> None:
+        self._count(1, message.offset)
         key = function_key(message)
         if key in self.functions.by_key:
             self._call(scope, message, self.functions.by_key[key], names)
@@ -218,28 +219,28 @@ class GraphReader:
     def _constant_node(self, scope: Scope, message: NodeMessage) -> None:
         if len(message.output) != 1 or not message.output[0]:
             self.fail(f"Constant {message.name!r} needs one output", message.offset)
-        held = self._resolved(scope, message)
+        held = {name: given.message for name, given in self._resolved(scope, message).items()}
         tensor = constant_tensor(self.attributes, held, scope.prefix + message.output[0], message)
         scope.names[message.output[0]] = self._kept(tensor)
 
-    def _resolved(self, scope: Scope, message: NodeMessage) -> dict[str, AttributeMessage]:
+    def _resolved(self, scope: Scope, message: NodeMessage) -> dict[str, Given]:
         """Return the attributes of a node; references into the calling node are looked up."""
-        found: dict[str, AttributeMessage] = {}
+        found: dict[str, Given] = {}
         given = scope.program.attributes
         for attribute in message.attribute:
             name = attribute.name
             if not name or name in found:
                 self.fail(f"attribute {name!r} has no name or stands twice", attribute.offset)
             if not attribute.ref_attr_name:
-                found[name] = attribute
+                found[name] = Given(attribute, scope)
             elif given is None:
                 self.fail(
                     f"attribute {name!r} refers to a function's outside of one", attribute.offset
                 )
             elif attribute.ref_attr_name in given:
                 found[name] = given[attribute.ref_attr_name]
-                if found[name].g is not None:
-                    what = f"graph {name!r} given to a function"
+                if found[name].message.g is not None and found[name].scope.graph is not scope.graph:
+                    what = f"graph {name!r} given to a function and used in a graph inside it"
                     raise UnsupportedError(what, str(self.buffer.path), advice="inline it")
         return found
 
@@ -288,11 +289,15 @@ class GraphReader:
         key = op_key(node.op, node.domain)
         rules = op_spec(key, node.since_version).attributes if key in OPS else {}
         resolved = self._resolved(scope, message)
-        if any(a.g is not None or a.graphs for a in resolved.values()):
-            self._captures(scope, message, node)
-        for name, attribute in resolved.items():
+        captured = self._captured(resolved.values())
+        if captured:
+            node.inputs += [None] * (OWN_INPUTS.get(node.op, 0) - len(node.inputs))
+            node.inputs += captured
+            node.attributes["captures"] = len(captured)
+        for name, given in resolved.items():
+            attribute = given.message
             if attribute.g is not None:
-                node.attributes[name] = self._subgraph(scope, attribute.g, message)
+                node.attributes[name] = self._subgraph(given.scope, attribute.g, captured)
             elif attribute.type == AttributeType.GRAPHS:
                 what = f"list of graphs {name!r} of {node.op}"
                 raise UnsupportedError(what, str(self.buffer.path))
@@ -301,41 +306,48 @@ class GraphReader:
         if node.since_version == 1 and "consumed_inputs" not in rules:
             node.attributes.pop("consumed_inputs", None)
 
-    def _captured(self, scope: Scope, message: NodeMessage) -> dict[str, Value]:
-        """Return the values that the subgraphs of a node take from the graph around it."""
-        found: dict[str, Value] = {}
-        for _, graph in inner_graphs([message]):
-            for name in self.free.of(graph):
-                bound = scope.find(name)
+    def _captured(self, attributes: Iterable[Given]) -> dict[Value, str]:
+        """Return the values that a node's graphs take from those around them, with a name."""
+        found: dict[Value, str] = {}
+        for given in attributes:
+            graph = given.message.g
+            for name in () if graph is None else self.free.of(graph):
+                bound = given.scope.find(name)
                 if isinstance(bound, Value):
-                    found[name] = bound
+                    found.setdefault(bound, name)
         return found
 
-    def _captures(self, scope: Scope, message: NodeMessage, node: Node) -> None:
-        captured = self._captured(scope, message)
-        if captured:
-            node.inputs += [None] * (OWN_INPUTS.get(node.op, 0) - len(node.inputs))
-            node.inputs += captured.values()
-            node.attributes["captures"] = len(captured)
-
-    def _subgraph(self, scope: Scope, message: GraphMessage, node: NodeMessage) -> Graph:
+    def _subgraph(
+        self, scope: Scope, message: GraphMessage, captured: Mapping[Value, str]
+    ) -> Graph:
         """Return a subgraph whose last inputs are what the node captures."""
         graph = Graph(message.name or "subgraph")
         inner = Scope(graph, scope.program, parent=scope, layer=scope.layer)
         self._initializers(inner, message)
+        self._count(len(inner.names), message.offset)
         for info in message.input:
             graph.inputs.append(self._input(inner, info))
         own = {name for made in message.node for name in made.output}
-        for name, value in self._captured(scope, node).items():
+        twins: dict[Value, Value] = {}
+        for value, name in captured.items():
             hidden = name in inner.names or name in own
             stem = f"{name}/outer" if hidden else name
-            twin = Value(graph.fresh_name(stem), value.dtype, value.shape)
-            graph.inputs.append(twin)
-            if not hidden:
-                inner.names[name] = twin
+            twins[value] = Value(graph.fresh_name(stem), value.dtype, value.shape)
+            graph.inputs.append(twins[value])
+        for name in self.free.of(message):
+            bound = scope.find(name)
+            if isinstance(bound, Value):
+                inner.names[name] = twins[bound]
         self._body(inner, message.node, message.value_info)
         self._outputs(inner, message.output)
         return graph
+
+    def _count(self, more: int, offset: int) -> None:
+        """Bound what is made of graphs that functions use again and again."""
+        self._made += more
+        if self._made > MAX_NODES:
+            rule = f"has more than {MAX_NODES:,} nodes once functions are inlined"
+            self.fail(f"{rule}; simplify the model", offset)
 
     def _call(
         self,
@@ -350,8 +362,9 @@ class GraphReader:
         if len(message.input) > len(function.input) or len(message.output) > len(function.output):
             self.fail(f"{label} has more inputs or outputs than the function", message.offset)
         given = self._resolved(scope, message)
+        outside = Scope(scope.graph, Program(self.functions.opsets(function)))
         for default in function.attribute_proto:
-            given.setdefault(default.name, default)
+            given.setdefault(default.name, Given(default, outside))
         results = {
             inner: names[outer]
             for inner, outer in zip(function.output, message.output, strict=False)

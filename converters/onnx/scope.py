@@ -38,7 +38,7 @@ class Program:
     """
 
     opsets: Mapping[str, int]
-    attributes: Mapping[str, AttributeMessage] | None = None
+    attributes: Mapping[str, Given] | None = None
     calls: tuple[FunctionKey, ...] = ()
 
 
@@ -70,6 +70,17 @@ class Scope:
         """Return what a defined name stands for."""
         scope = self.holder(name)
         return None if scope is None else scope.names[name]
+
+
+@dataclass(frozen=True)
+class Given:
+    """An attribute as a node has it, and the scope in which a graph that it holds finds names.
+
+    That of a reference, in a function's body, is where the function is called.
+    """
+
+    message: AttributeMessage
+    scope: Scope
 
 
 def inner_graphs(nodes: Iterable[NodeMessage]) -> Iterable[tuple[NodeMessage, GraphMessage]]:

@@ -15,7 +15,7 @@ from halfbyte.converters.onnx.messages import AttributeMessage
 from halfbyte.converters.onnx.protobuf import Buffer
 from halfbyte.converters.onnx.reader import read_model
 from halfbyte.converters.onnx.tensors import TensorReader
-from halfbyte.errors import FormatError, UnsupportedError
+from halfbyte.errors import FormatError
 from halfbyte.ir.ops.spec import Attribute
 from halfbyte.verification.inspection import describe
 from support.onnx_wire import attribute, blob, floats, graph, model, node, number, tensor, value
@@ -130,26 +130,6 @@ def test_a_newer_ir_version_is_a_problem_not_an_error(tmp_path: Path) -> None:
     found = open_graph(tmp_path, [info], ir_version=99)
     assert found.warnings == ("IR version 99 is newer than 14, read as that",)
     assert describe(found, "m").problems == list(found.warnings)
-
-
-def test_graphs_are_not_given_to_functions(tmp_path: Path) -> None:
-    branch = graph([node("Abs", ["x"], ["b"])], [], (), (value("b"),))
-    inner = [
-        node(
-            "If",
-            ["a"],
-            ["c"],
-            *(blob(1, n) + number(20, 5) + blob(21, "g") for n in ("then_branch", "else_branch")),
-        )
-    ]
-    called = b"".join(
-        [blob(1, "f"), blob(4, "a"), blob(5, "c"), blob(7, inner[0]), blob(10, "local")]
-    )
-    call = node("f", ["x"], ["y"], blob(1, "g") + number(20, 5) + blob(6, branch), domain="local")
-    path = tmp_path / "m.onnx"
-    path.write_bytes(model(graph([call]), blob(25, called)))
-    with pytest.raises(UnsupportedError, match="given to a function"):
-        _ = read_model(path).graph
 
 
 def test_a_sparse_constant_node(tmp_path: Path) -> None:
