@@ -8,8 +8,9 @@ Raises (all functions): ValueError for a wrong dtype or shape; BackendError with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,26 +65,25 @@ class _Sums:
 
     def __init__(self, rows: NDArray[np.int8], weight_zero: Int32 | None) -> None:
         # rows: [channels, depth]
-        self.weights = rows.sum(axis=1, dtype=np.int64)
+        self.weights = rows.sum(axis=1, dtype=np.int32)
         self.depth = rows.shape[1]
         has_zero = weight_zero is not None and np.any(weight_zero)
-        self.zero = np.asarray(weight_zero, np.int64) if has_zero else None
+        self.zero = np.asarray(weight_zero, np.int32) if has_zero else None
         self._latest: tuple[int, Int32 | None, Int32] | None = None
 
     def native_zero(self) -> Int32 | None:
-        return None if self.zero is None else self.zero.astype(np.int32)
+        return self.zero
 
     def offset(self, x_zero: int, bias: Int32 | None) -> Int32:
         """Return what is added to the raw sums; x_zero is that of unsigned bytes."""
         latest = self._latest
         if latest is not None and latest[0] == x_zero and latest[1] is bias:
             return latest[2]
-        found = (int(native().integer_shift()) - x_zero) * self.weights
+        offset: Int32 = self.weights * np.int32(int(native().integer_shift()) - x_zero)
         if self.zero is not None:
-            found = found + x_zero * self.depth * self.zero
+            offset += np.int32(x_zero * self.depth) * self.zero
         if bias is not None:
-            found = found + bias
-        offset: Int32 = found.astype(np.int32)
+            offset += bias
         self._latest = x_zero, bias, offset
         return offset
 
@@ -196,7 +196,7 @@ class ByteProduct:
 
     def packed(self) -> tuple[NDArray[np.uint8], int, Int32, Int32 | None]:
         """Return the packed matrix, how many words are summed, sums and zero points per column."""
-        return self._packed, self._level, self._sums.weights.astype(np.int32), self._zero
+        return self._packed, self._level, self._sums.weights, self._zero
 
     def __call__(
         self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None
@@ -205,34 +205,33 @@ class ByteProduct:
 
         bias: [n] int32 in units of the product of both scales.
         """
+        self.prepare(np.ascontiguousarray(x), x_zero, finish, out, bias)()
+        return out
+
+    def prepare(
+        self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None
+    ) -> Callable[[], object]:
+        """Return the product as a call; it reads what x, contiguous, holds then."""
         if x.shape[-1] != self.k or out.shape != (*x.shape[:-1], self.n):
             raise ValueError(f"x {x.shape} and out {out.shape}, required [..., {self.k}] and n")
         signed = x.dtype == np.int8
-        rows = unsigned(x).reshape(-1, self.k)
-        if signed:
-            rows = rows ^ np.uint8(0x80)
-        if self.depth != self.k:
-            padded = np.zeros((len(rows), self.depth), np.uint8)
-            padded[:, : self.k] = rows
-            rows = padded
+        source = rows = unsigned(x).reshape(-1, self.k)
+        if signed or self.depth != self.k:
+            rows = np.zeros((len(source), self.depth), np.uint8)
         offset = self._sums.offset(unsigned_zero(x_zero, signed), bias)
         zero, is_signed, kind, memory = _output(out, finish.zero)
-        native().byte_product(
-            rows,
-            self._packed,
-            self.n,
-            self._level,
-            offset,
-            self._zero,
-            finish.scale,
-            finish.shift,
-            *finish.limits,
-            zero,
-            is_signed,
-            kind,
-            memory,
-        )
-        return out
+        packed = (rows, self._packed, self.n, self._level, offset, self._zero)
+        ends = (finish.scale, finish.shift, *finish.limits, zero, is_signed, kind, memory)
+        product = partial(native().byte_product, *packed, *ends)
+        if rows is source:
+            return product
+        flip = np.uint8(0x80 if signed else 0)
+
+        def moved() -> None:
+            np.bitwise_xor(source, flip, out=rows[:, : self.k])
+            product()
+
+        return moved
 
 
 @dataclass(frozen=True)
@@ -290,26 +289,20 @@ class ByteConvolution:
         self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None
     ) -> NDArray[Any]:
         """Convolve x [batch, in, h, w] into out [batch, out, oh, ow], as ByteProduct."""
+        self.prepare(np.ascontiguousarray(x), x_zero, finish, out, bias)()
+        return out
+
+    def prepare(
+        self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None
+    ) -> Callable[[], object]:
+        """Return the convolution as a call; it reads what x, contiguous, holds then."""
         signed = x.dtype == np.int8
         byte_zero = unsigned_zero(x_zero, signed)
         zero, is_signed, kind, memory = _output(out, finish.zero)
-        native().byte_conv(
-            unsigned(x),
-            signed,
-            byte_zero,
-            self._filters,
-            self._sums.offset(byte_zero, bias),
-            self._zero,
-            finish.scale,
-            finish.shift,
-            *finish.limits,
-            zero,
-            is_signed,
-            kind,
-            self._sizes(x.shape, out.shape),
-            memory,
-        )
-        return out
+        offset = self._sums.offset(byte_zero, bias)
+        inputs = (unsigned(x), signed, byte_zero, self._filters, offset, self._zero)
+        ends = (finish.scale, finish.shift, *finish.limits, zero, is_signed, kind)
+        return partial(native().byte_conv, *inputs, *ends, self._sizes(x.shape, out.shape), memory)
 
     def _sizes(self, x: Sequence[int], out: Sequence[int]) -> list[int]:
         geometry = self.geometry
@@ -321,18 +314,29 @@ class ByteConvolution:
 
 def quantize(x: Float32, scale: float, zero: int, out: Bytes) -> Bytes:
     """Write nearest(x / scale) + zero, saturated, into out (uint8 or int8)."""
+    prepared_quantize(x, scale, zero, out)()
+    return out
+
+
+def prepared_quantize(x: Float32, scale: float, zero: int, out: Bytes) -> Callable[[], object]:
+    """Return `quantize` as a call."""
     byte_zero, signed, kind, memory = _output(out, zero)
     if kind:
         raise ValueError(f"out is {out.dtype}, required uint8 or int8")
-    native().quantize_bytes(x, scale, byte_zero, signed, memory)
-    return out
+    return partial(native().quantize_bytes, x, scale, byte_zero, signed, memory)
 
 
 def dequantize(x: Bytes, scale: float, zero: int, out: Float32) -> Float32:
     """Write (x - zero) * scale into out."""
-    signed = x.dtype == np.int8
-    native().dequantize_bytes(unsigned(x), scale, unsigned_zero(zero, signed), signed, out)
+    prepared_dequantize(np.ascontiguousarray(x), scale, zero, out)()
     return out
+
+
+def prepared_dequantize(x: Bytes, scale: float, zero: int, out: Float32) -> Callable[[], object]:
+    """Return `dequantize` as a call; it reads what x, contiguous, holds then."""
+    signed = x.dtype == np.int8
+    byte_zero = unsigned_zero(zero, signed)
+    return partial(native().dequantize_bytes, unsigned(x), scale, byte_zero, signed, out)
 
 
 def value_range(x: Float32) -> tuple[float, float]:

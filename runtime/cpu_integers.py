@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,15 +40,15 @@ class HasPacked(Protocol):
 class Kernel(Protocol):
     """A product or convolution over constant weights."""
 
-    def __call__(
+    def prepare(
         self,
         x: Any,
         x_zero: int,
         finish: Finish,
         out: NDArray[Any],
         bias: NDArray[np.int32] | None = None,
-    ) -> NDArray[Any]:
-        """Compute `out` from bytes."""
+    ) -> Step:
+        """Return what computes `out` from bytes."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Operands:
     slots: Mapping[str, Slot | None]
     channels: int
     limits: Limits
+    held: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def array(self, name: str) -> Any:
         """Return an input's values now, None where it is omitted."""
@@ -90,6 +92,14 @@ class Operands:
         return int(self.number("x_zero", 0)), Finish(step, shift, limits, zero), whole
 
     def _each(self, name: str, default: float) -> NDArray[np.float32]:
+        slot = self.slots.get(name)
+        if slot is not None and not slot.constant:
+            return self._spread(name, default)
+        if name not in self.held:
+            self.held[name] = self._spread(name, default)
+        return self.held[name]
+
+    def _spread(self, name: str, default: float) -> NDArray[np.float32]:
         found = self.array(name)
         values = np.float32(default) if found is None else np.asarray(found, np.float32).reshape(-1)
         return np.ascontiguousarray(np.broadcast_to(values, (self.channels,)))
@@ -126,9 +136,12 @@ def product_step(kernel: Kernel, operands: Operands, x: Slot, shape: Any, out: A
     """Return the step that runs a kernel on x in `shape`."""
     made = operands.finish() if operands.fixed else None
 
+    if made is not None and x.static:
+        return kernel.prepare(x.value().reshape(shape), made[0], made[1], out, made[2])
+
     def step() -> None:
-        zero, finish, bias = operands.finish() if made is None else made
-        kernel(x.value().reshape(shape), zero, finish, out, bias)
+        zero, finish, bias = operands.finish()
+        kernel.prepare(np.ascontiguousarray(x.value()).reshape(shape), zero, finish, out, bias)()
 
     return step
 
@@ -145,12 +158,10 @@ def conv_geometry(bound: BoundNode, x: Any, weight: Any) -> kernels.Geometry | N
         return None
     lead = (1,) if len(x) == 3 else ()
     none = (0,) if len(x) == 3 else ()
-    places: list[Any] = [
-        (*lead, *windows.strides),
-        (*lead, *windows.dilations),
-        (*none, *windows.begin),
-    ]
-    return kernels.Geometry(*places, groups=int(bound.attributes["group"]))
+    strides: Any = (*lead, *windows.strides)
+    dilations: Any = (*lead, *windows.dilations)
+    pads: Any = (*none, *windows.begin)
+    return kernels.Geometry(strides, dilations, pads, int(bound.attributes["group"]))
 
 
 def bind_conv(places: tuple[str, ...]) -> Callable[[HasPacked, BoundNode], Step | None]:
@@ -225,7 +236,7 @@ def bind_add(backend: HasPacked, bound: BoundNode) -> Step | None:
     scales = float(plain[0]), float(plain[2]), float(plain[4])
     zeros = int(plain[1]), int(plain[3]), int(plain[5])
     limits = float(bound.attributes["minimum"]), float(bound.attributes["maximum"])
-    return lambda: kernels.add(a.value(), b.value(), scales, zeros, limits, out)
+    return partial(kernels.add, a.value(), b.value(), scales, zeros, limits, out)
 
 
 def scalar_slots(bound: BoundNode) -> tuple[Slot, Slot | None] | None:
@@ -249,6 +260,9 @@ def bind_quantize(backend: HasPacked, bound: BoundNode) -> Step | None:
     if scalars is None or not floats(x) or x is None or out.dtype.name not in BYTES:
         return None
     scale, zero = scalars
+    if scale.constant and (zero is None or zero.constant) and x.static:
+        call = kernels.prepared_quantize(x.value(), float(number(scale)), int(number(zero)), out)
+        return call
     return lambda: kernels.quantize(x.value(), float(number(scale)), int(number(zero)), out)
 
 
@@ -259,6 +273,9 @@ def bind_dequantize(backend: HasPacked, bound: BoundNode) -> Step | None:
         return None
     scale, zero = scalars
     target = out.value()
+    if scale.constant and (zero is None or zero.constant) and x.static:
+        place = float(number(scale)), int(number(zero))
+        return kernels.prepared_dequantize(x.value(), *place, target)
     return lambda: kernels.dequantize(x.value(), float(number(scale)), int(number(zero)), target)
 
 
