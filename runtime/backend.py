@@ -48,6 +48,13 @@ class Slot:
         """Return the array, list or None; the plan guarantees that it is there for a step."""
         return self.array
 
+    def fill(self, value: Any) -> None:
+        """Put a value there: copied where the array must stay the same object."""
+        if self.static:
+            np.copyto(self.array, value)
+        else:
+            self.array = value
+
 
 @dataclass(frozen=True, eq=False)
 class BoundNode:

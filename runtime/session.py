@@ -135,11 +135,7 @@ class Session:
         self.cache.reserve(batch, length)
         plan = self.plan({name: kind_of(v, self._inputs[name].dtype) for name, v in feeds.items()})
         for name, array in feeds.items():
-            slot = plan.inputs[name]
-            if slot.static:
-                np.copyto(slot.value(), array)
-            else:
-                slot.array = array
+            plan.inputs[name].fill(array)
         self.backend.begin()
         plan.run()
         results = {name: copied(slot.value()) for name, slot in plan.outputs.items()}

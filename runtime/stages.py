@@ -141,11 +141,7 @@ class Stages:
         if self._nodes:
             plan = self._plan(values)
             for value, array in found.items():
-                slot = plan.inputs[value.name]
-                if slot.static:
-                    np.copyto(slot.value(), array)
-                else:
-                    slot.array = array
+                plan.inputs[value.name].fill(array)
             plan.run()
             for value in ends:
                 self._outputs[value.name].array = plan.outputs[value.name].value()

@@ -43,11 +43,7 @@ class SubgraphRunner:
         if plan is None:
             return interpret(graph, inputs)
         for value, given in zip(graph.inputs, inputs, strict=True):
-            slot = plan.inputs[value.name]
-            if slot.static:
-                np.copyto(slot.value(), given)
-            else:
-                slot.array = given
+            plan.inputs[value.name].fill(given)
         plan.run()
         return [copied(plan.outputs[value.name].value()) for value in graph.outputs]
 

@@ -89,10 +89,7 @@ def run_case(key: str, case: Case, device: str, **options: Any) -> tuple[list[np
     shapes = {name: kind_of(array) for name, array in feeds.items()}
     plan = compile_plan(graph, backend, shapes, WeightStore(backend), cache)
     for name, array in feeds.items():
-        if plan.inputs[name].static:
-            np.copyto(plan.inputs[name].value(), array)
-        else:
-            plan.inputs[name].array = array
+        plan.inputs[name].fill(array)
     backend.begin()
     plan.run()
     return [copied(slot.value()) for slot in plan.outputs.values()], plan
