@@ -13,7 +13,7 @@ Constants are not captured: each graph holds the tensors that it reads.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -170,9 +170,21 @@ class Graph:
         Raises:
             ValueError: another value has the new name.
         """
-        if any(value.name == new for value in self.values()):
-            raise ValueError(f"name {new!r} is taken")
-        self._constants[name].name = new
+        self.rename_constants({name: new})
+
+    def rename_constants(self, names: Mapping[str, str]) -> None:
+        """Give constants other names, all at once: one may take the name that another gives up.
+
+        Raises:
+            ValueError: another value has a new name, or two would get the same.
+        """
+        taken = {value.name for value in self.values()} - names.keys()
+        for new in names.values():
+            if new in taken:
+                raise ValueError(f"name {new!r} is taken")
+            taken.add(new)
+        for value in [self._constants[name] for name in names]:
+            value.name = names[value.name]
         self._constants = {value.name: value for value in self._constants.values()}
 
     def add(

@@ -111,7 +111,7 @@ def upgrade_softmax(graph: Graph, node: Node) -> bool:
         graph.set_input(node, 0, flat)
         inner = Value(graph.fresh_name(f"{out.name}.flat"), data.dtype)
         node.outputs[0], inner.producer = inner, node
-        after = graph.nodes.index(node) + 1
+        after = graph.position(node) + 1
         following = graph.nodes[after] if after < len(graph.nodes) else None
         parted = Node("Reshape", [inner, sizes], [out], since_version=RESHAPE, layer=node.layer)
         graph.insert(parted, before=following)

@@ -310,3 +310,20 @@ def test_editing_at_a_node_that_is_gone() -> None:
         graph.remove(node)
     with pytest.raises(ValueError, match="not in list"):
         graph.insert(Node("Abs", [graph.inputs[0]], [Value("late")]), before=node)
+
+
+def test_constants_are_renamed_together() -> None:
+    graph = Graph()
+    tensors = [tensor_from_array(name, np.ones(1, np.float32)) for name in "abc"]
+    values = [graph.add_constant(tensor) for tensor in tensors]
+    graph.rename_constants({"a": "b", "b": "a"})
+    assert [value.name for value in values] == ["b", "a", "c"]
+    assert {name: tensor.name for name, tensor in graph.constants.items()} == {
+        "b": "a", "a": "b", "c": "c",
+    }  # fmt: skip
+    graph.rename_constant("c", "d")
+    assert graph.constant_value("d") is values[2]
+    for names in ({"a": "d"}, {"a": "x", "b": "x"}, {"a": "x", "b": "d"}):
+        with pytest.raises(ValueError, match="is taken"):
+            graph.rename_constants(names)
+    assert sorted(graph.constants) == ["a", "b", "d"]

@@ -95,10 +95,14 @@ class Rewriter:
         Returns the weight that each constant was made from, by the constant's name.
         """
         taken = {value.name for value in self.graph.values()}
+        names: dict[str, str] = {}
         for value, name, _ in self._made_from:
-            if value.name != name and name not in taken and value.name in taken:
-                taken = taken - {value.name} | {name}
-                self.graph.rename_constant(value.name, name)
+            current = names.get(value.name, value.name)
+            if current != name and name not in taken and current in taken:
+                taken.remove(current)
+                taken.add(name)
+                names[value.name] = name
+        self.graph.rename_constants(names)
         return {value.name: source for value, _, source in self._made_from}
 
     def once(self, key: tuple[object, ...], make: Callable[[], Value]) -> Value:
