@@ -68,14 +68,22 @@ def output(model: Model) -> Output:
     pairs = model.metadata.get("gguf")
     if model.architecture not in ARCHITECTURES:
         if pairs is None:
-            raise UnsupportedError(
-                f"architecture {model.architecture!r}", "GGUF", sorted(ARCHITECTURES)
-            )
+            raise _unknown(model)
         return _copied(model, pairs, None)
     architecture = get_architecture(model.architecture)
     if pairs is not None and text_value(pairs, "general.architecture") == architecture.gguf_name:
         return _copied(model, pairs, architecture)
     return _converted(model, architecture)
+
+
+def _unknown(model: Model) -> UnsupportedError:
+    """Return the error for a model that is none of a known architecture, with what was read."""
+    known = sorted(ARCHITECTURES)
+    if model.architecture:
+        return UnsupportedError(f"architecture {model.architecture!r}", "GGUF", known)
+    source = model.provenance.source
+    what = "a model without architecture in GGUF"
+    return UnsupportedError(what, source or "GGUF", known, "; ".join(model.warnings))
 
 
 def _placed(tensor: Tensor, name: str, architecture: Architecture | None, model: Model) -> Tensor:

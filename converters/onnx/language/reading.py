@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from halfbyte.converters.onnx.language.pattern import NotRecognisedError
+from halfbyte.converters.onnx.language.unknown import missing_parts
 from halfbyte.converters.onnx.messages import ModelMessage
 from halfbyte.converters.onnx.metadata import carries_model, restore
 from halfbyte.converters.onnx.protobuf import Buffer
@@ -31,14 +32,19 @@ def language_model(buffer: Buffer, message: ModelMessage) -> Model | str:
     props = {pair.key: pair.value for pair in message.metadata_props}
     if carries_model(props):
         return restore(_stored(buffer, message), props)
+    lacking = missing_parts(buffer, graph)
+    if lacking:
+        return _told(lacking)
     if not looks_like_decoder(graph):
         return ""
     try:
         return recognise(_stored(buffer, message), graph)
-    except NotRecognisedError as reason:
-        return f"{REASON}: {reason}; it runs as a graph, but cannot become another format"
-    except HalfbyteError as error:
-        return f"{REASON}: {error}; it runs as a graph, but cannot become another format"
+    except (NotRecognisedError, HalfbyteError) as error:
+        return _told(str(error))
+
+
+def _told(reason: str) -> str:
+    return f"{REASON}: {reason}; it runs as a graph, but cannot become a checkpoint"
 
 
 def _stored(buffer: Buffer, message: ModelMessage) -> Model:
