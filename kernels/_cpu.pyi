@@ -102,7 +102,7 @@ def byte_product(
     a: NDArray[Any],
     b: NDArray[Any],
     n: int,
-    level: int,
+    level: tuple[Any, ...],
     offset: NDArray[Any],
     weight_zero: NDArray[Any] | None,
     scale: NDArray[Any],

@@ -23,6 +23,8 @@ Int32 = NDArray[np.int32]
 ALIGN = 4  # bytes of depth per multiply-add
 UNLIMITED = (-np.inf, np.inf)
 MOST = 128  # 255 * 128 fits into 16 bits
+FEW_IN_PANEL = 0.01  # the same for panels, whose columns share what they leave over
+MOST_LEFT = 0.7  # of a panel's words, beyond which 16-bit halves are faster
 FEW_LANES = 0.06  # of doubled words, beyond which what they leave over costs more than they save
 
 
@@ -114,13 +116,14 @@ def excess_of_pairs(rows: NDArray[np.int8]) -> NDArray[np.int8]:
     return rest.astype(np.int8).reshape(rows.shape)
 
 
-def second_words(rows: NDArray[np.int8]) -> tuple[NDArray[np.int8], bool]:
+def second_words(rows: NDArray[np.int8], few: float) -> tuple[NDArray[np.int8], bool]:
     """Return what of rows [n, depth] is better left to a second sum, and whether words are doubled.
 
-    They are where few lanes of two words saturate; those leave the pair of the second word over.
+    They are where at most `few` of the lanes of two words saturate; those leave the pair of the
+    second word over.
     """
     bad = saturating(lanes_of(rows, 2))
-    if bad.mean() > FEW_LANES:
+    if bad.mean() > few:
         return np.zeros_like(rows), False
     mask = np.zeros((*bad.shape, 2, 2), np.bool_)
     mask[..., 1, :] = bad[..., None]
@@ -140,11 +143,11 @@ class Split(NamedTuple):
     doubled: bool
 
 
-def split_rows(rows: NDArray[np.int8]) -> Split:
+def split_rows(rows: NDArray[np.int8], few: float) -> Split:
     """Split rows so that sums of products in 16 bits are exact."""
     if not native().integers_saturate():
         return Split(rows, None, None, False)
-    second, doubled = second_words(rows)
+    second, doubled = second_words(rows, few)
     main = rows - second
     parts = [excess_of_pairs(main), excess_of_pairs(second)]
     rests = [parts[0], second - parts[1], parts[1]]
@@ -163,6 +166,30 @@ def split_rows(rows: NDArray[np.int8]) -> Split:
     )
 
 
+def panel_rest(split: Split, panel: int) -> tuple[Int32, Int32, NDArray[np.uint8]]:
+    """Return what the rows of each panel leave over: start, places of the depth, words.
+
+    Rows that leave over words at the same place share an entry.
+    """
+    assert split.start is not None and split.entries is not None
+    row = np.repeat(np.arange(len(split.rows)), np.diff(split.start))
+    place, word = split.entries.T
+    order = np.lexsort((place, row))
+    row, place, word = row[order], place[order], word[order]
+    fresh = np.ones(len(row), np.bool_)
+    fresh[1:] = (row[1:] != row[:-1]) | (place[1:] != place[:-1])
+    index = np.arange(len(row))
+    layer = index - np.maximum.accumulate(np.where(fresh, index, 0))
+    wide = split.rows.shape[1]
+    keys = (row // panel * wide + place) * ALIGN + layer
+    shared, inverse = np.unique(keys, return_inverse=True)
+    words = np.zeros((len(shared), panel), np.int32)
+    words[inverse.reshape(-1), row % panel] = word
+    panels = np.arange(-(-len(split.rows) // panel) + 1)
+    start = np.searchsorted(shared // ALIGN // wide, panels).astype(np.int32)
+    return start, (shared // ALIGN % wide).astype(np.int32), words.view(np.uint8)
+
+
 def summed_words(rows: NDArray[np.int8]) -> int:
     """Return how many words of rows [n, k] may be summed in 16 bits as they are: 0, 1 or 2."""
     if not native().integers_saturate():
@@ -177,26 +204,44 @@ class ByteProduct:
     """
 
     def __init__(
-        self, weight: NDArray[np.int8], rows: bool = False, weight_zero: Int32 | None = None
+        self,
+        weight: NDArray[np.int8],
+        rows: bool = False,
+        weight_zero: Int32 | None = None,
+        split: bool = True,
     ) -> None:
-        """Pack the matrix."""
+        """Pack the matrix; split: let what 16 bits do not hold be summed apart."""
         if weight.dtype != np.int8 or weight.ndim != 2:
             raise ValueError(
                 f"weight is {weight.dtype} of rank {weight.ndim}, required int8 [k, n]"
             )
         self.n, self.k = weight.shape if rows else weight.shape[::-1]
         self.depth = -(-self.k // ALIGN) * ALIGN
-        panel = int(native().integer_panel())
-        self._packed = np.empty(-(-self.n // panel) * panel * self.depth, np.uint8)
-        native().pack_bytes(unsigned(weight), self.n, self.k, rows, self._packed)
         columns = weight if rows else np.ascontiguousarray(weight.T)
         self._sums = _Sums(columns, weight_zero)
-        self._level = summed_words(columns)
+        self._level: tuple[Any, ...] = (summed_words(columns), None, None, None)
+        if split and self._level[0] < 2 and native().integers_saturate():
+            columns = self._split(np.pad(columns, [(0, 0), (0, self.depth - self.k)]))
+        panel = int(native().integer_panel())
+        self._packed = np.empty(-(-self.n // panel) * panel * self.depth, np.uint8)
+        native().pack_bytes(unsigned(columns), self.n, columns.shape[1], True, self._packed)
         self._zero = self._sums.native_zero()
+
+    def _split(self, columns: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Return columns that 16 bits hold, where what they leave over is little."""
+        panel, split = int(native().integer_panel()), split_rows(columns, FEW_IN_PANEL)
+        if split.start is None:
+            self._level = (2 if split.doubled else 1, None, None, None)
+            return split.rows
+        rest = panel_rest(split, panel)
+        if len(rest[1]) > MOST_LEFT * len(columns) / panel * self.depth / ALIGN:
+            return columns
+        self._level = (2 if split.doubled else 1, *rest)
+        return split.rows
 
     def packed(self) -> tuple[NDArray[np.uint8], int, Int32, Int32 | None]:
         """Return the packed matrix, how many words are summed, sums and zero points per column."""
-        return self._packed, self._level, self._sums.weights, self._zero
+        return self._packed, int(self._level[0]), self._sums.weights, self._zero
 
     def __call__(
         self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None
@@ -278,7 +323,7 @@ class ByteConvolution:
         if depthwise:
             self._filters = [unsigned(rows), None, None, None, False, True, False]
             return
-        split = split_rows(filter_rows(weight, by_taps))
+        split = split_rows(filter_rows(weight, by_taps), FEW_LANES)
         ones = None
         if self._zero is not None:
             ones = unsigned(filter_rows(np.ones_like(weight[:1]), by_taps))
@@ -392,7 +437,7 @@ class ByteRecurrence:
         """Pack the weights."""
         if weight.ndim != 2 or weight.shape[1] != 4 * weight.shape[0]:
             raise ValueError(f"weight has shape {weight.shape}, required [n, 4 * n]")
-        product = ByteProduct(weight, False, weight_zero)
+        product = ByteProduct(weight, False, weight_zero, split=False)
         self._held = product.packed()
         self._scale = scale
 

@@ -58,7 +58,8 @@ void pack_b(nb::object b, int64_t n, int64_t k, bool b_rows, nb::object out) {
     integers().pack_b(source.data<const int8_t>(), n, k, depth, b_rows, target.data<int8_t>());
 }
 
-void byte_product(nb::object a, nb::object b, int64_t n, int level, nb::object offset, nb::object weight_zero,
+// level: how many words of the weights are summed in 16 bits, and the rest: start, places, words.
+void byte_product(nb::object a, nb::object b, int64_t n, nb::sequence level, nb::object offset, nb::object weight_zero,
                   nb::object scale, nb::object shift, float low, float high, int zero,
                   bool is_signed, int kind, nb::object out) {
     const char* where = "byte_product";
@@ -72,10 +73,20 @@ void byte_product(nb::object a, nb::object b, int64_t n, int level, nb::object o
     job.b = right.data<const int8_t>();
     job.m = left.shape(0);
     job.n = n;
-    job.level = level;
+    job.level = nb::cast<int>(level[0]);
+    const Array start(optional_array(where, "rest_start", level[1], "i"));
+    const Array places(optional_array(where, "rest_places", level[2], "i"));
+    const Array words(optional_array(where, "rest_words", level[3], "B"));
     job.depth = left.shape(1);
     const int64_t panel = integers().panel;
     require_size(where, "b", right, round_up(n, panel) * job.depth);
+    if (start.present()) {
+        require_size(where, "rest_start", start, (n + panel - 1) / panel + 1);
+        require_size(where, "rest_words", words, places.size() * 4 * panel);
+        job.rest_start = start.data<const int32_t>();
+        job.rest_places = places.data<const int32_t>();
+        job.rest_words = words.data<const uint8_t>();
+    }
     require_size(where, "out", finish.out, job.m * n);
     job.offset = finish.offset.data<const int32_t>();
     job.weight_zero = finish.zeros();

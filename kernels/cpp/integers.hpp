@@ -56,6 +56,9 @@ struct ByteProductJob {
     const int32_t* offset = nullptr;       // [n]
     const int32_t* weight_zero = nullptr;  // [n] or null: 0
     Requantize finish;
+    // Per panel what the weights leave to a second multiply-add, see Rest of int8/product.hpp.
+    const int32_t *rest_start = nullptr, *rest_places = nullptr;
+    const uint8_t* rest_words = nullptr;
     int level = 1;  // how many words of the weights may be summed in 16 bits: 0, 1 or 2
     int64_t m = 0, n = 0, depth = 0;
     int64_t rows = 0, columns = 0;  // per task

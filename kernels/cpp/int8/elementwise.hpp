@@ -26,9 +26,7 @@ static void quantize_bytes(const float* x, int64_t n, float scale, float zero, u
 
 HB_INLINE F byte_values(const uint8_t* x, uint8_t flip) {
     if (!flip) return to_float(widened(x));
-    uint8_t bytes[W];
-    for (int i = 0; i < W; ++i) bytes[i] = static_cast<uint8_t>(x[i] ^ flip);
-    return to_float(widened(bytes));
+    return add(to_float(cast_int8(widened(x))), set1(128.0f));
 }
 
 static void dequantize_bytes(const uint8_t* x, int64_t n, float scale, float zero, uint8_t flip,

@@ -26,6 +26,10 @@ enum class Rows {
 struct Rest {
     const int32_t* start = nullptr;
     const int32_t* entries = nullptr;
+    // The same for a panel of weights: `count` places of the depth, kPanel words for each.
+    const int32_t* places = nullptr;
+    const uint8_t* words = nullptr;
+    int64_t count = 0;
 };
 
 #if defined(HB_SATURATES)
@@ -93,6 +97,17 @@ HB_INLINE void byte_tile(int64_t depth, const uint8_t* rows, int64_t stride, con
                 const uint8_t* b = panel + static_cast<int64_t>(entry[0]) * kPanel;
                 for (int n = 0; n < NV; ++n)
                     acc[i][n] = narrow_dot(acc[i][n], iload(b + 4 * n * W), iset1(entry[1]));
+            }
+        }
+    }
+    if constexpr (kRows == Rows::activations) {
+        for (int64_t e = 0; e < rest.count; ++e) {
+            const uint8_t* words = rest.words + e * 4 * kPanel;
+            I b[NV];
+            for (int n = 0; n < NV; ++n) b[n] = iload(words + 4 * n * W);
+            for (int i = 0; i < MR; ++i) {
+                const I a = broadcast_word(rows + i * stride + rest.places[e]);
+                for (int n = 0; n < NV; ++n) acc[i][n] = narrow_dot(acc[i][n], a, b[n]);
             }
         }
     }
@@ -221,6 +236,17 @@ static void finish_tile(const ByteProductJob& job, const int32_t* sums, int64_t 
     }
 }
 
+// What the weights of panel `index` leave to a second multiply-add.
+HB_INLINE Rest panel_rest(const ByteProductJob& job, int64_t index) {
+    Rest rest;
+    if (!job.rest_start) return rest;
+    const int64_t first = job.rest_start[index];
+    rest.places = job.rest_places + first;
+    rest.words = job.rest_words + first * 4 * kPanel;
+    rest.count = job.rest_start[index + 1] - first;
+    return rest;
+}
+
 static void byte_product_task(const ByteProductJob& job, int64_t task) {
     const int64_t tiles = (job.n + job.columns - 1) / job.columns;
     const int64_t first = task % tiles * job.columns, m0 = task / tiles * job.rows;
@@ -243,6 +269,7 @@ static void byte_product_task(const ByteProductJob& job, int64_t task) {
             const int64_t width = last - n0 < kPanel ? last - n0 : kPanel;
             const int vectors = static_cast<int>((width + W - 1) / W);
             const auto* panel = reinterpret_cast<const uint8_t*>(job.b) + n0 * job.depth;
+            const Rest rest = panel_rest(job, n0 / kPanel);
 #if defined(HB_SATURATES)
             if (job.level != 1) {
                 if (job.level == 0)
@@ -250,12 +277,12 @@ static void byte_product_task(const ByteProductJob& job, int64_t task) {
                                              panel, {}, sums);
                 else
                     byte_block<Rows::activations, true>(rows, vectors, job.depth, a, job.depth,
-                                                        panel, {}, sums);
+                                                        panel, rest, sums);
                 finish_tile(job, sums, m, rows, n0, width);
                 continue;
             }
 #endif
-            byte_block<Rows::activations>(rows, vectors, job.depth, a, job.depth, panel, {}, sums);
+            byte_block<Rows::activations>(rows, vectors, job.depth, a, job.depth, panel, rest, sums);
             finish_tile(job, sums, m, rows, n0, width);
         }
     }
