@@ -47,7 +47,7 @@ class Frontier:
 
     def run(self, builder: PlanBuilder) -> tuple[list[Any], bool]:
         """Return the node's results, and whether a kernel made them."""
-        operands = [_operand(self.bound, i, slot) for i, slot in enumerate(self.bound.inputs)]
+        operands = [_operand(slot) for slot in self.bound.inputs]
         outputs = self._outputs(operands)
         made = self._with_kernel(builder, operands, outputs)
         if made is not None:
@@ -93,7 +93,7 @@ class Frontier:
         return [slot.array for slot in outputs]
 
 
-def _operand(bound: BoundNode, index: int, slot: Slot | None) -> Any:
+def _operand(slot: Slot | None) -> Any:
     if slot is None:
         return None
     return slot.tensor if slot.tensor is not None else slot.value()

@@ -91,7 +91,7 @@ def write_graph(
         external = total > INLINE_BYTES
     if not external and total > PROTOBUF_BYTES:
         raise UnsupportedError(f"{total} bytes of constants in one file", str(path), ["2 GiB"])
-    entries = [_entry(constant, external) for constant in builder.constants]
+    entries = [_entry(constant) for constant in builder.constants]
     small = [entry.proto for entry in entries if entry.streamed is None]
     inputs = [_as_input(entry.streamed) for entry in entries if entry.streamed is not None]
     fill_output_types(model, builder.graph, small, inputs)
@@ -103,8 +103,8 @@ def write_graph(
             stack.enter_context(atomic_file(path.with_name(name))).write(raw)
         if external:
             beside = path.with_name(path.name + DATA_ENDING)
-            layout = _described(entries, beside.name)
             data = stack.enter_context(atomic_file(beside))
+            layout = _described(entries, beside.name)
             places = [(constant, layout.offsets[constant.name]) for constant in layout.stored]
             write_constants(data, places, threads, progress)
             builder.graph.initializer.extend(entry.proto for entry in entries)
@@ -160,7 +160,7 @@ def _model_proto(
     return model
 
 
-def _entry(constant: Initializer, external: bool) -> _Entry:
+def _entry(constant: Initializer) -> _Entry:
     streamed = not constant.is_text and constant.nbytes >= SMALL_BYTES
     return _Entry(tensor_proto(constant, data=not streamed), constant if streamed else None)
 

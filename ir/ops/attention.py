@@ -28,7 +28,6 @@ from halfbyte.ir.ops.spec import (
     required_input,
 )
 
-RAW, CAPPED, BIASED, PROBABILITIES = range(4)
 SCATTER_MODES = ("linear", "circular")
 
 
@@ -111,6 +110,22 @@ def allowed(
     return seen
 
 
+def seen_keys(
+    queries: int, keys: int, held: int | None, valid: Array | None, attributes: Mapping[str, Any]
+) -> NDArray[np.bool_]:
+    """Return [batch or 1, 1, queries, keys]: which keys each query may see.
+
+    held: keys of the past, where they are an input. valid: how many keys count, [batch].
+    """
+    offset = np.zeros(1, np.int64)
+    if held is not None:
+        offset = np.asarray([held])
+    elif valid is not None:
+        offset = valid.reshape(-1).astype(np.int64) - queries
+    seen = allowed(queries, keys, offset, attributes)
+    return seen if valid is None else seen & (np.arange(keys) < valid.reshape(-1, 1, 1, 1))
+
+
 def bias_of(mask: Array | None, seen: NDArray[np.bool_], keys: int) -> NDArray[np.float64]:
     """Return what is added to the scores: the mask, and minus infinity where nothing is seen."""
     bias: NDArray[np.float64] = np.where(seen, 0.0, -np.inf)
@@ -156,14 +171,8 @@ def evaluate_attention(
         key = np.concatenate([past_key, key], axis=2)
         value = np.concatenate([past_value, value], axis=2)
     queries, keys = query.shape[2], key.shape[2]
-    offset = np.zeros(1, np.int64)
-    if past_key is not None:
-        offset = np.asarray([past_key.shape[2]])
-    elif valid is not None:
-        offset = valid.reshape(-1).astype(np.int64) - queries
-    seen = allowed(queries, keys, offset, attributes)
-    if valid is not None:
-        seen = seen & (np.arange(keys) < valid.reshape(-1, 1, 1, 1))
+    held = None if past_key is None else past_key.shape[2]
+    seen = seen_keys(queries, keys, held, valid, attributes)
     work = work_dtype(str(dtype), query.size * keys)
     scale = attributes["scale"]
     root = np.sqrt(1.0 / np.sqrt(query.shape[-1]) if scale is None else scale)

@@ -33,7 +33,6 @@ from halfbyte.ir.ops.spec import (
     required_input,
 )
 
-LAYOUT = (13, 14, 19, 21, 23, 24, 25)
 Shape = tuple[Dim, ...]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from halfbyte.ir.graph import Dim, Graph, Node, Value
@@ -30,17 +28,6 @@ def only_reader(graph: Graph, value: Value) -> Node | None:
     if len(value.uses) != 1 or value in graph.outputs:
         return None
     return value.uses[0][0]
-
-
-def only_inside(graph: Graph, nodes: Iterable[Node], last: Node) -> bool:
-    """Whether nothing but these nodes reads what those before the last one make."""
-    held = set(map(id, nodes))
-    return all(
-        value not in graph.outputs and all(id(user) in held for user, _ in value.uses)
-        for node in nodes
-        if node is not last
-        for value in node.outputs
-    )
 
 
 def scalar(value: Value | None) -> float | None:

@@ -93,11 +93,11 @@ def _decomposed(rewriter: Rewriter, node: Node, window: int) -> Value:
     mixed = rewriter.add("MatMul", weights, v)
     joined = rewriter.add("Transpose", mixed, perm=[0, 3, 1, 2, 4] if grouped else [0, 2, 1, 3])
     return rewriter.add(
-        "Reshape", joined, rewriter.constant("join_heads", _joined(query, value, groups, heads))
+        "Reshape", joined, rewriter.constant("join_heads", _joined(value, groups, heads))
     )
 
 
-def _joined(query: Value, value: Value, groups: int, heads: int) -> list[int]:
+def _joined(value: Value, groups: int, heads: int) -> list[int]:
     width = value.shape[-1] if value.shape is not None else None
     return [0, 0, width // groups * heads if isinstance(width, int) else -1]
 
