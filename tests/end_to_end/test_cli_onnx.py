@@ -155,3 +155,16 @@ def test_names_that_are_not_text(cli, fails, tmp_path):
     path.write_bytes(found.replace(b"abc", b"\xffbc"))
     assert cli("inspect", path).code == 0
     assert "text that is not UTF-8" in fails("convert", path, tmp_path / "o.onnx")
+
+
+def test_packed_weights_keep_their_names(cli, tmp_path):
+    weight = np.arange(32 * 8, dtype=np.float32).reshape(32, 8) / 256
+    stored = [tensor("w", [32, 8], weight.tobytes())]
+    kinds = [value("x", ("batch", "rows", 32))], [value("y", ("batch", "rows", 8))]
+    paths = [tmp_path / f"{name}.onnx" for name in "abc"]
+    paths[0].write_bytes(model(graph([node("MatMul", ["x", "w"], ["y"])], stored, *kinds)))
+    more = ("--to", "onnx:ort")
+    assert cli("quantize", paths[0], paths[1], "--type", "int4-g32", *more).code == 0
+    assert b"MatMulNBits" in paths[1].read_bytes()
+    assert cli("convert", paths[1], paths[2], *more).code == 0
+    assert paths[1].read_bytes() == paths[2].read_bytes()

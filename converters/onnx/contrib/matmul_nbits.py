@@ -65,9 +65,8 @@ def weight_of(at: Lowering) -> Tensor:
             raise at.refuse(f"g_idx that does not give each of {columns} columns a group")
         if np.array_equal(groups, np.arange(columns) // block):
             groups = None
-    return affine_from_blocks(
-        codes.name, (rows, columns), bits, block, codes, scales, zeros, groups
-    )
+    name = codes.name.removesuffix(".codes")  # as our own writer calls them
+    return affine_from_blocks(name, (rows, columns), bits, block, codes, scales, zeros, groups)
 
 
 def expect(at: Lowering, what: str, tensor: Tensor, size: int) -> None:
