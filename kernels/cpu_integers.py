@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,12 @@ class Finish:
 def unsigned(array: Bytes) -> NDArray[np.uint8]:
     """Return the bytes of an array as they lie."""
     return np.ascontiguousarray(array).view(np.uint8)
+
+
+def contiguous(array: Bytes) -> Bytes:
+    """Return an array whose elements lie side by side."""
+    found: Any = np.ascontiguousarray(array)
+    return cast("Bytes", found)
 
 
 def unsigned_zero(zero: int, signed: bool) -> int:
@@ -250,7 +256,7 @@ class ByteProduct:
 
         bias: [n] int32 in units of the product of both scales.
         """
-        self.prepare(np.ascontiguousarray(x), x_zero, finish, out, bias)()
+        self.prepare(contiguous(x), x_zero, finish, out, bias)()
         return out
 
     def prepare(
@@ -334,7 +340,7 @@ class ByteConvolution:
         self, x: Bytes, x_zero: int, finish: Finish, out: NDArray[Any], bias: Int32 | None = None
     ) -> NDArray[Any]:
         """Convolve x [batch, in, h, w] into out [batch, out, oh, ow], as ByteProduct."""
-        self.prepare(np.ascontiguousarray(x), x_zero, finish, out, bias)()
+        self.prepare(contiguous(x), x_zero, finish, out, bias)()
         return out
 
     def prepare(
@@ -373,7 +379,7 @@ def prepared_quantize(x: Float32, scale: float, zero: int, out: Bytes) -> Callab
 
 def dequantize(x: Bytes, scale: float, zero: int, out: Float32) -> Float32:
     """Write (x - zero) * scale into out."""
-    prepared_dequantize(np.ascontiguousarray(x), scale, zero, out)()
+    prepared_dequantize(contiguous(x), scale, zero, out)()
     return out
 
 
