@@ -69,6 +69,9 @@ def write_folder(model: Model, path: Path, options: WriteOptions) -> list[Writte
     """
     require_flavour(options.flavour)
     architecture = _architecture(model)
+    if architecture is None and model.build is not None and path.suffix != ".safetensors":
+        what, where = "a plain graph as a folder without model_type", "--to hf"
+        raise UnsupportedError(what, where, advice="write .onnx, .hb, or .safetensors for weights")
     outputs = _outputs(model, architecture)
     if path.suffix == ".safetensors":
         with atomic_file(path) as stream:

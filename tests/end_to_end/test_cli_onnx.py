@@ -168,3 +168,11 @@ def test_packed_weights_keep_their_names(cli, tmp_path):
     assert b"MatMulNBits" in paths[1].read_bytes()
     assert cli("convert", paths[1], paths[2], *more).code == 0
     assert paths[1].read_bytes() == paths[2].read_bytes()
+
+
+def test_a_plain_graph_has_no_place_in_a_folder(cli, fails, onnx_file, tmp_path):
+    said = fails("convert", onnx_file, tmp_path / "folder")
+    assert said.startswith("error: --to hf: a plain graph as a folder without model_type")
+    assert not (tmp_path / "folder").exists()
+    assert cli("convert", onnx_file, tmp_path / "w.safetensors", "--to", "hf").code == 0
+    assert "architecture" in fails("convert", onnx_file, tmp_path / "m.gguf")
