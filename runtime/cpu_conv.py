@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from halfbyte.runtime.cpu import CpuBackend
 
 SPATIAL_RANKS = (1, 2)
+PATCH_WIDTH = 8  # narrower ones are copied in too small pieces
 
 
 def two(values: tuple[int, ...], missing: int) -> tuple[int, int]:
@@ -89,6 +90,10 @@ def bind_conv(backend: CpuBackend, bound: BoundNode) -> Step | None:
         return None
     groups = bound.attributes["group"]
     size = two(windows.output, 1)
+    if residual is None and groups == 1 and is_patches(window, square(x).shape, size):
+        patches = bind_patches(backend, bound, window)
+        if patches is not None:
+            return patches
     form = cpu_nets.conv_form(square(weight).shape, groups, window, size)
     make = convolution(bound, square(x).shape, size, window)
     packed = packed_weight(backend, bound, groups, form)
@@ -99,6 +104,48 @@ def bind_conv(backend: CpuBackend, bound: BoundNode) -> Step | None:
     def step() -> None:
         made = cpu_nets.ConvWeight(square(weight), groups, form)
         make(made)(x, residual, target)
+
+    return step
+
+
+def is_patches(window: cpu_nets.Window, shape: tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Whether windows cut an image into wide patches that do not overlap."""
+    kernel, image = window.kernel, (size[0] * window.kernel[0], size[1] * window.kernel[1])
+    plain = window.strides == kernel and window.dilations == (1, 1) and window.pads == (0, 0)
+    return plain and kernel[1] >= PATCH_WIDTH and kernel[0] > 1 and shape[2:] == image
+
+
+def bind_patches(backend: CpuBackend, bound: BoundNode, window: cpu_nets.Window) -> Step | None:
+    """Conv whose windows do not overlap: every patch is a row of one product."""
+    stored = constant_at(bound, 1)
+    if stored is None:
+        return None
+    x, out = square(arrays(bound, 1)[0]), square(bound.outputs[0].value())
+    (batch, channels, _, _), (_, filters, rows, columns) = x.shape, out.shape
+    high, wide = window.kernel
+    # [batch, row, column, channel, y, x] of the patches
+    cut = x.reshape(batch, channels, rows, high, columns, wide).transpose(0, 2, 4, 1, 3, 5)
+    held = np.empty(cut.shape, np.float32)
+    matrix = held.reshape(-1, channels * high * wide)
+    packed = backend.packed.get(
+        stored,
+        "patches",
+        lambda: cpu_nets.PackedMatrix(contiguous(stored).reshape(filters, -1), True),
+    )
+    activation, bias = cpu_nets.NO_ACTIVATION, constant_at(bound, 2)
+    if "activation" in bound.attributes:
+        activation = kernel_activation(of_attributes(bound.attributes))
+    shift = None if bias is None else contiguous(bias)
+    product = cpu_nets.Product(
+        *(len(matrix), filters, matrix.shape[1]), packed=packed, bias=shift, activation=activation
+    )
+    made = np.empty((batch, rows * columns, filters), np.float32)
+    planes = out.reshape(batch, filters, rows * columns)
+
+    def step() -> None:
+        np.copyto(held, cut)
+        product(matrix, None, made)
+        cpu_nets.transpose(made, (0, 2, 1), planes)
 
     return step
 

@@ -273,6 +273,8 @@ def converted(value: Value, array: Array) -> Array:
     """
     wanted = value.dtype or dtype_of(array)
     dtype = numpy_dtype(wanted)
+    if array.dtype == dtype:
+        return array
     if array.dtype.kind == "V" and array.dtype.names is None and array.itemsize == dtype.itemsize:
         array = array.view(dtype)  # numpy's files do not know the names of ml_dtypes
     if array.dtype.kind == "S":
@@ -325,7 +327,9 @@ def check_range(name: str, array: Array, limit: int) -> None:
     Raises:
         HalfbyteError: one does not.
     """
-    if array.size == 0:
+    # As unsigned numbers the negative ones are the largest: one look at the values.
+    unsigned = array.view(f"u{array.itemsize}") if array.dtype.kind == "i" else array
+    if array.size == 0 or (array.dtype.kind in "iu" and int(unsigned.max()) < limit):
         return
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= limit:

@@ -32,6 +32,17 @@ HALF = np.array([1, 1, 0.6, 2.5], np.float32)
 # name: operator, shape of x, stored inputs, attributes, outputs
 CASES = {
     "conv": ("Conv", IMAGE, [normal(6, 4, 3, 3), normal(6)], {"auto_pad": "SAME_UPPER"}, 1),
+    "patches": (
+        *("Conv", (2, 3, 16, 24), [normal(5, 3, 8, 8) / np.float32(14), normal(5)]),
+        *({"strides": [8, 8]}, 1),
+    ),
+    "patches without bias": (
+        "Conv",
+        (1, 2, 18, 8),
+        [normal(7, 2, 9, 8) / np.float32(12)],
+        {"strides": [9, 8]},
+        1,
+    ),
     "conv line": ("Conv", LINES, [normal(6, 2, 5)], {"group": 2, "pads": [1, 3]}, 1),
     "transposed": (
         *("ConvTranspose", IMAGE, [normal(4, 6, 3, 2), normal(6)]),
