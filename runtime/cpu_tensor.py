@@ -51,6 +51,7 @@ ACTIVATIONS = (
     *("Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Relu"),
     *("Sigmoid", "Softplus", "Swish", "Tanh"),
 )
+NARROW, FILLING = 7, 512  # Softmax of shorter rows, and of how many at least, is turned
 COPIED = frozenset({"float32", "float64", "int64", "int32", "uint8", "int8", "bool"})
 
 
@@ -173,6 +174,19 @@ def softmax_parts(shape: Sequence[int], axis: int) -> tuple[int, int]:
     return shape[axis], math.prod(shape[axis + 1 :])
 
 
+def narrow_softmax(x: Any, out: Any) -> Step:
+    """Softmax of many rows too short for the lanes: turned, so that the lanes hold rows."""
+    rows, n = x.shape
+    turned, made = np.empty((n, rows), np.float32), np.empty((n, rows), np.float32)
+
+    def step() -> None:
+        cpu_nets.transpose(x, (1, 0), turned)
+        cpu_nets.softmax_axis(turned, n, rows, made)
+        cpu_nets.transpose(made, (1, 0), out)
+
+    return step
+
+
 def bind_softmax(backend: CpuBackend, bound: BoundNode) -> Step | None:
     """Softmax over one axis."""
     out = bound.outputs[0]
@@ -180,6 +194,8 @@ def bind_softmax(backend: CpuBackend, bound: BoundNode) -> Step | None:
         return None
     x = arrays(bound, 1)[0]
     n, inner = softmax_parts(out.shape, bound.attributes["axis"])
+    if inner == 1 and n < NARROW and x.size >= FILLING * n:
+        return narrow_softmax(x.reshape(-1, n), out.value().reshape(-1, n))
     if inner == 1:
         return partial(cpu.softmax, x.reshape(-1, n), out.value().reshape(-1, n))
     return partial(cpu_nets.softmax_axis, x, n, inner, out.value())

@@ -64,6 +64,7 @@ CASES = {
         *("GatherElements", (2, 4, 3), [np.arange(-12, 12).reshape(2, 4, 3) % 7 - 3]),
         *({"axis": 1}, 1),
     ),
+    "short rows": ("Softmax", (2, 300, 3), [], {"axis": -1}, 1),
     "logarithms": ("LogSoftmax", LINES, [], {"axis": -1}, 1),
     "slopes": ("PRelu", IMAGE, [normal(4, 1, 1)], {}, 1),
     "reflected": ("Pad", LINES, [ints(0, 2, 3, 1, 0, 4)], {"mode": "reflect"}, 1),
