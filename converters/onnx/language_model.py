@@ -44,7 +44,7 @@ def write_language_model(model: Model, path: Path, options: WriteOptions) -> lis
 
 
 def _write(model: Model, path: Path, options: WriteOptions) -> list[WrittenTensor]:
-    export = export_graph(model, options.flavour)
+    export = export_graph(model, options.flavour, options.opset)
     name_nodes(export.graph)
     companions: dict[str, bytes] = {}
     if options.flavour == ORT and model.graph.states:

@@ -176,3 +176,12 @@ def test_a_plain_graph_has_no_place_in_a_folder(cli, fails, onnx_file, tmp_path)
     assert not (tmp_path / "folder").exists()
     assert cli("convert", onnx_file, tmp_path / "w.safetensors", "--to", "hf").code == 0
     assert "architecture" in fails("convert", onnx_file, tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("flavour", ["onnx", "onnx:ort", "onnx:static"])
+def test_a_language_model_at_the_newest_opset(cli, models, tmp_path, flavour):
+    options = ("--to", flavour, "--opset", 28)
+    assert cli("convert", models / "llama.gguf", tmp_path / "m.onnx", *options).code == 0
+    assert cli("inspect", tmp_path / "m.onnx", "--json").json()["opsets"][""] == 28
+    same = ("--data", models / "text.txt", "--context", 32, "--max-kl", 1e-9, "-q")
+    assert cli("verify", models / "llama.gguf", tmp_path / "m.onnx", *same).code == 0

@@ -28,7 +28,7 @@ class Export:
     holdings: dict[str, Holding]
 
 
-def export_graph(model: Model, flavour: str = STANDARD) -> Export:
+def export_graph(model: Model, flavour: str = STANDARD, opset: int | None = None) -> Export:
     """Return the model's graph in a flavour.
 
     `` has standard operators, `static` those with caches of a fixed length, `ort` onnxruntime's.
@@ -36,14 +36,16 @@ def export_graph(model: Model, flavour: str = STANDARD) -> Export:
     it, past_key_values.N.key and .value. Outputs: logits of every position, present.N.key and
     .value; `static_cache` says what `static` has in place of mask, past and present. An encoder
     keeps its inputs and outputs. Shorter texts of a batch are padded on the left in the standard
-    flavour, on the right in the others, whose attention counts tokens.
+    flavour, on the right in the others, whose attention counts tokens. opset: whose forms the
+    operators get, where it is later than they need.
 
     Raises:
         UnsupportedError: an operator or encoding has no form in ONNX.
     """
     source = model.graph
     static = flavour == STATIC and bool(source.states)
-    builder = OnnxBuilder(source.name, static_cache.OPSET if static else OPSET)
+    lowest = static_cache.OPSET if static else OPSET
+    builder = OnnxBuilder(source.name, max(lowest, opset or 0))
     positions = int(model.config.get("max_position_embeddings") or DEFAULT_POSITIONS)
     lowering = Lowering(source, builder, flavour == ORT, positions, static)
     for value in source.inputs:
