@@ -62,8 +62,10 @@ HB_INLINE F byte_sum_of(const ByteAdd& job, const uint8_t* a, const uint8_t* b) 
     return div(clipped(add(left, right), job.finish), set1(job.unit));
 }
 
-static void add_bytes(const ByteAdd& job, const uint8_t* a, const uint8_t* b, int64_t n,
+static void add_bytes(const ByteAdd& given, const uint8_t* a, const uint8_t* b, int64_t n,
                       uint8_t* out) {
+    // Of our own: stored bytes might change what is referred to.
+    const ByteAdd job = given;
     const float zero = job.finish.zero;
     const uint8_t flip = job.finish.flip;
     int64_t i = 0;
