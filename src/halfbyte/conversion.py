@@ -16,6 +16,7 @@ from halfbyte.converters.format import ReadOptions, WriteOptions, WrittenTensor
 from halfbyte.engine import available_threads
 from halfbyte.errors import HalfbyteError, UnsupportedError
 from halfbyte.ir.model import Model
+from halfbyte.ir.tensor import FilePart
 from halfbyte.memory import PeakMemory
 
 if TYPE_CHECKING:
@@ -86,6 +87,16 @@ class OutputRequest:
 def _refuse_overwriting(source: Path, destination: Path) -> None:
     if destination.exists() and source.resolve() == destination.resolve():
         raise HalfbyteError(f"{destination}: is the source itself; write somewhere else")
+
+
+def _refuse_replacing_data(model: Model, destination: Path) -> None:
+    """Check that a file of data beside the output is not one that the source reads."""
+    beside = destination.with_name(f"{destination.name}.data")
+    if not beside.exists():
+        return
+    parts = [part for tensor in model.weights.values() for part in tensor.parts.values()]
+    if any(isinstance(p, FilePart) and p.path.resolve() == beside.resolve() for p in parts):
+        raise HalfbyteError(f"{beside}: holds data of the source; give the output another name")
 
 
 def _verdict(decision: Decision | None, tensor: WrittenTensor) -> str:
@@ -168,6 +179,7 @@ def _converted(
     if request.opset is not None and target.name != "onnx":
         raise UnsupportedError("--opset", f"format {target.name}", advice="give --to onnx")
     model = _read(source, request, threads)
+    _refuse_replacing_data(model, output)
     _require_complete(model)
     plan = make_plan(
         model,

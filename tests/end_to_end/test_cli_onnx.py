@@ -185,3 +185,13 @@ def test_a_language_model_at_the_newest_opset(cli, models, tmp_path, flavour):
     assert cli("inspect", tmp_path / "m.onnx", "--json").json()["opsets"][""] == 28
     same = ("--data", models / "text.txt", "--context", 32, "--max-kl", 1e-9, "-q")
     assert cli("verify", models / "llama.gguf", tmp_path / "m.onnx", *same).code == 0
+
+
+def test_the_data_of_the_source_is_not_replaced(cli, fails, models, tmp_path):
+    made, source = tmp_path / "m.onnx", tmp_path / "source.onnx"
+    assert cli("convert", models / "llama.gguf", made).code == 0
+    made.rename(source)
+    data = (tmp_path / "m.onnx.data").read_bytes()
+    assert "holds data of the source" in fails("convert", source, made, "--type", "float32")
+    assert (tmp_path / "m.onnx.data").read_bytes() == data
+    assert cli("convert", source, tmp_path / "other.onnx").code == 0
