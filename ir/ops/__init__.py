@@ -33,6 +33,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "control_flow": ("If", "Loop", "Scan"),
     "convolution": ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv"),
     "cumulative": ("CumSum", "CumProd"),
+    "depth_space": ("DepthToSpace", "SpaceToDepth"),
     "detection": ("NonMaxSuppression",),
     "dropout": ("Dropout",),
     "elementwise": (
@@ -46,7 +47,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "fused": ("halfbyte.FusedConv", "halfbyte.FusedLinear"),
     "gather": ("Gather", "GatherElements", "GatherND", "Compress", "OneHot"),
     "grid_sampling": ("GridSample", "AffineGrid", "DeformConv", "Col2Im"),
-    "images": ("DepthToSpace", "SpaceToDepth", "ImageDecoder"),
+    "image_decoder": ("ImageDecoder",),
     "integer": (
         *("halfbyte.IntegerConv", "halfbyte.IntegerMatMul", "halfbyte.IntegerAdd"),
         *("halfbyte.IntegerLookup", "halfbyte.IntegerLSTM"),
