@@ -1,9 +1,8 @@
 """Operators of onnxruntime's domain `com.microsoft`, each put in terms of standard ones.
 
-So is the standard's Gradient, which differentiates the graph that it stands in.
-
-Each module has `lower(graph, node)`, which replaces the node in place by nodes of ai.onnx and
-halfbyte with the same meaning.
+So is the standard's Gradient, which differentiates the graph that it stands in. Each module has
+`lower(graph, node)`, which replaces the node in place by nodes of ai.onnx and halfbyte with the
+same meaning.
 """
 
 from __future__ import annotations
@@ -17,36 +16,36 @@ from halfbyte.ir.ops import OPS, op_key, spec_of
 DOMAIN = "com.microsoft"
 GRADIENT = "ai.onnx.preview.training", "Gradient"
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "matmul_nbits": ("MatMulNBits",),
-    "gather_block_quantized": ("GatherBlockQuantized",),
-    "matmul_bnb4": ("MatMulBnb4",),
-    "group_query_attention": ("GroupQueryAttention",),
-    "multi_head_attention": ("MultiHeadAttention",),
+    "activation": ("Gelu", "BiasGelu", "FastGelu", "QuickGelu", "BiasSplitGelu", "BiasAdd"),
     "attention": ("Attention", "QAttention"),
-    "rotary_embedding": ("RotaryEmbedding",),
+    "dynamic_quantize_lstm": ("DynamicQuantizeLSTM",),
+    "fused": (
+        *("FusedMatMul", "TransposeMatMul", "FusedGemm", "FusedMatMulActivation"),
+        *("FusedConv", "NhwcConv", "NhwcFusedConv", "NhwcMaxPool"),
+    ),
+    "gather_block_quantized": ("GatherBlockQuantized",),
+    "gradient": ("Gradient",),
+    "group_query_attention": ("GroupQueryAttention",),
+    "integer_matmul": ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QGemm", "MulInteger"),
+    "matmul_bnb4": ("MatMulBnb4",),
+    "matmul_nbits": ("MatMulNBits",),
+    "mixture_of_experts": ("MoE", "QMoE"),
+    "multi_head_attention": ("MultiHeadAttention",),
     "normalization": (
         *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
         *("EmbedLayerNormalization", "GroupNorm", "SkipGroupNorm"),
         *("SimplifiedLayerNormalization", "LayerNormalization"),
     ),
-    "activation": ("Gelu", "BiasGelu", "FastGelu", "QuickGelu", "BiasSplitGelu", "BiasAdd"),
-    "gradient": ("Gradient",),
-    "fused": (
-        *("FusedMatMul", "TransposeMatMul", "FusedGemm", "FusedMatMulActivation"),
-        *("FusedConv", "NhwcConv", "NhwcFusedConv", "NhwcMaxPool"),
+    "plain": (
+        *("Pad", "Trilu", "ExpandDims", "Range", "GatherND", "GridSample", "CDist", "Unique"),
+        *("SparseToDenseMatMul", "ReduceSumInteger"),
     ),
     "quantized": (
         *("QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"),
         *("QLinearConcat", "QLinearWhere", "QLinearReduceMean", "QLinearAveragePool"),
         *("QLinearGlobalAveragePool", "QLinearConv", "QuantizeLinear", "DequantizeLinear"),
     ),
-    "integer_matmul": ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QGemm", "MulInteger"),
-    "dynamic_quantize_lstm": ("DynamicQuantizeLSTM",),
-    "mixture_of_experts": ("MoE", "QMoE"),
-    "plain": (
-        *("Pad", "Trilu", "ExpandDims", "Range", "GatherND", "GridSample", "CDist", "Unique"),
-        *("SparseToDenseMatMul", "ReduceSumInteger"),
-    ),
+    "rotary_embedding": ("RotaryEmbedding",),
 }
 CONTRIB: dict[str, str] = {
     op: f"halfbyte.converters.onnx.contrib.{family}"
