@@ -14,9 +14,17 @@ namespace {
 
 enum class Form : int { gemm, depthwise, winograd, transposed, rows };
 
+// 3x3 depthwise: from this width on, whole rows beat channels in the lanes.
+constexpr int64_t kWideRow = 32, kWideRowOfStride2 = 48;
 constexpr int64_t kPanelFloats = 48 << 10;  // columns of one pass, in the second cache
 constexpr int64_t kDepth = 256;
 constexpr int64_t kTaskValues = 1 << 14;
+
+bool has_wide_rows(const ConvJob& job) {
+    const bool square = job.kh == 3 && job.kw == 3 && job.stride_h == job.stride_w;
+    if (!square || job.dilation_h != 1 || job.dilation_w != 1 || job.stride_h > 2) return false;
+    return job.ow >= (job.stride_h == 1 ? kWideRow : kWideRowOfStride2);
+}
 
 // Weights in the form that one algorithm reads; shared by all convolutions over them.
 class ConvWeight {
@@ -173,8 +181,8 @@ class Convolution {
             parallel_if_worth(work, job.batch * ceil_div(tiles, job.columns),
                               [&](int64_t task) { table.winograd_task(job, task); });
         } else if (weight_->form() == Form::depthwise) {
-            const bool blocks = job.out_channels == job.in_channels;
-            const int64_t width = blocks ? table.lanes : 1;
+            job.lanes = job.out_channels == job.in_channels && !has_wide_rows(job);
+            const int64_t width = job.lanes ? table.lanes : 1;
             const int64_t units = job.batch * ceil_div(job.out_channels, width);
             job.rows = std::max<int64_t>(1, kTaskValues / (job.oh * job.ow * width));
             parallel_if_worth(work, ceil_div(units, job.rows),

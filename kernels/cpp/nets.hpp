@@ -58,7 +58,8 @@ struct ConvJob {
     int64_t kh = 1, kw = 1, stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1;
     int64_t pad_top = 0, pad_left = 0;
     int64_t columns = 0;  // output pixels (winograd: tiles) per task
-    int64_t rows = 0;     // output channels per task
+    int64_t rows = 0;     // output channels (lanes: blocks of them) per task
+    bool lanes = false;   // depthwise: channels side by side in the lanes
 };
 
 // c = finish(a b): each task does `rows` rows by `columns` columns of c.

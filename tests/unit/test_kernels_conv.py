@@ -74,6 +74,15 @@ CASES = {
     "depthwise stride": (
         *("depthwise", (2, 16, 15, 14), 16, 16, Window((3, 3), (2, 2), (1, 1), (1, 1)), (1, 1)),
     ),
+    "depthwise wide": ("depthwise", (2, 5, 50, 61), 5, 5, PLAIN, (1, 1)),
+    "depthwise wide stride": (
+        *("depthwise", (2, 6, 101, 99), 6, 6, Window((3, 3), (2, 2), (1, 1), (1, 1)), (1, 0)),
+    ),
+    "depthwise wide even stride": (
+        *("depthwise", (1, 3, 130, 132), 3, 3, Window((3, 3), (2, 2), (1, 1), (0, 2)), (1, 0)),
+    ),
+    "pairs": ("gemm", (1, 3, 46, 45), 32, 1, Window((3, 3), (2, 2), (1, 1), (1, 2)), (1, 2)),
+    "pairs that end early": ("gemm", (1, 2, 40, 40), 16, 1, Window((3, 2), (2, 2)), (0, 0)),
     "depthwise large": ("depthwise", (1, 8, 90, 120), 8, 8, Window((5, 3), pads=(2, 0)), (2, 2)),
     "depthwise dilated": (
         *("depthwise", (1, 9, 20, 20), 9, 9, Window((3, 3), (1, 1), (2, 3), (2, 0)), (2, 3)),

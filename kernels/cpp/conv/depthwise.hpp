@@ -4,6 +4,7 @@
 
 #include "conv/lanes.hpp"
 #include "conv/slab.hpp"
+#include "matmul/gemm.hpp"
 
 namespace halfbyte {
 namespace HB_ISA {
@@ -27,6 +28,75 @@ HB_INLINE void depthwise_row(const float* from, const int64_t* offsets, const fl
         }
         store(sums + i, acc);
     }
+}
+
+// kRows output rows of a 3x3 kernel: every value of the slab is read once for all of them.
+template <int kRows, int kStride>
+HB_INLINE void depthwise_3x3(const float* from, const Slab& s, const float* weight, float bias,
+                             const Tail& bounds, int64_t ow, float* out) {
+    const F low = set1(bounds.low), high = set1(bounds.high), shift = set1(bias);
+    const int64_t second = kStride == 1 ? 1 : s.width, third = kStride == 1 ? 2 : 1;
+    F held[9];
+    for (int t = 0; t < 9; ++t) held[t] = set1(weight[t]);
+    for (int64_t i = 0; i < ow; i += W) {
+        F acc[kRows];
+        for (int k = 0; k < kRows; ++k) acc[k] = shift;
+        for (int r = 0; r < (kRows - 1) * kStride + 3; ++r) {
+            const float* x = from + r * s.row + i;
+            const F x0 = load(x), x1 = load(x + second), x2 = load(x + third);
+            for (int k = 0; k < kRows; ++k) {
+                const int t = r - k * kStride;
+                if (t < 0 || t > 2) continue;
+                acc[k] = fma(x0, held[3 * t], acc[k]);
+                acc[k] = fma(x1, held[3 * t + 1], acc[k]);
+                acc[k] = fma(x2, held[3 * t + 2], acc[k]);
+            }
+        }
+        for (int k = 0; k < kRows; ++k) {
+            const F value = min(high, max(low, acc[k]));
+            if (ow - i >= W) {
+                store(out + k * ow + i, value);
+            } else {
+                store_n(out + k * ow + i, value, ow - i);
+            }
+        }
+    }
+}
+
+template <int kStride>
+static void depthwise_3x3_band(const ConvJob& job, const Slab& s, const float* slab,
+                               int64_t channel, int64_t oh0, int64_t oh1, int64_t out_at) {
+    constexpr int kRows = kStride == 1 ? 4 : 2;
+    const float* weight = job.weight + channel * 9;
+    const float bias = job.bias ? job.bias[channel] : 0.0f;
+    const bool inside = has_tail(job.finish) && !job.residual;
+    Tail bounds;
+    set_bounds(inside ? job.finish : Finish(), &bounds);
+    float* out = job.out + out_at;
+    int64_t oh = oh0;
+    for (; oh + kRows <= oh1; oh += kRows)
+        depthwise_3x3<kRows, kStride>(slab + (oh - oh0) * kStride * s.row, s, weight, bias, bounds,
+                                      job.ow, out + oh * job.ow);
+    for (; oh < oh1; ++oh)
+        depthwise_3x3<1, kStride>(slab + (oh - oh0) * kStride * s.row, s, weight, bias, bounds,
+                                  job.ow, out + oh * job.ow);
+    if (inside) return;
+    const int64_t at = out_at + oh0 * job.ow;
+    finish(job.finish, job.out + at, 0.0f, job.residual ? job.residual + at : nullptr,
+           (oh1 - oh0) * job.ow, job.out + at);
+}
+
+// A finished band of a 3x3 kernel; false where its steps are others.
+static bool depthwise_fast_band(const ConvJob& job, const Slab& s, const float* slab,
+                                int64_t channel, int64_t oh0, int64_t oh1, int64_t out_at) {
+    if (job.kh != 3 || job.kw != 3 || job.dilation_h != 1 || job.dilation_w != 1) return false;
+    if (job.stride_h != job.stride_w || job.stride_h > 2) return false;
+    if (job.stride_h == 1) {
+        depthwise_3x3_band<1>(job, s, slab, channel, oh0, oh1, out_at);
+    } else {
+        depthwise_3x3_band<2>(job, s, slab, channel, oh0, oh1, out_at);
+    }
+    return true;
 }
 
 static void depthwise_band(const ConvJob& job, const Slab& s, const float* slab,
@@ -80,13 +150,15 @@ static void depthwise_planes(const ConvJob& job, int64_t task) {
             const int64_t stop = oh + band < job.oh ? oh + band : job.oh;
             const Slab s = slab_of(job, oh, stop);
             fill_slab(job, s, x, 1, 0.0f, slab);
-            depthwise_band(job, s, slab, offsets, channel, oh, stop, sums, plane * job.oh * job.ow);
+            const int64_t out_at = plane * job.oh * job.ow;
+            if (depthwise_fast_band(job, s, slab, channel, oh, stop, out_at)) continue;
+            depthwise_band(job, s, slab, offsets, channel, oh, stop, sums, out_at);
         }
     }
 }
 
 static void depthwise_task(const ConvJob& job, int64_t task) {
-    if (job.out_channels == job.in_channels) {
+    if (job.lanes) {
         depthwise_blocks(job, task);
     } else {
         depthwise_planes(job, task);

@@ -35,16 +35,56 @@ HB_INLINE void fill(float* out, int64_t n, float value) {
     for (int64_t i = 0; i < n; ++i) out[i] = value;
 }
 
+#if !defined(HB_SPLIT_PAIRS)
+HB_INLINE void split_pairs(const float* x, float* even, float* odd) {
+    for (int i = 0; i < W; ++i) even[i] = x[2 * i], odd[i] = x[2 * i + 1];
+}
+#endif
+
+// A phase of stride 2: `held` values from `first` on, padding on both sides.
+struct Phase {
+    float* out;
+    int64_t first, held;
+};
+
+static Phase phase_of(float* out, int64_t width, int64_t first, int64_t count) {
+    const int64_t low = first < width ? first : width, room = width - low;
+    return {out, low, count < room ? count : room};
+}
+
+// One input row of w values into two phases: columns of the row at even and at odd places.
+static void fill_pairs(const ConvJob& job, const Slab& s, const float* x, float value, float* out) {
+    const int64_t pad = job.pad_left, half = pad / 2;
+    float* const other = out + s.width;
+    const bool swapped = pad % 2 != 0;
+    const Phase even = phase_of(swapped ? other : out, s.width, half, (job.w + 1) / 2);
+    const Phase odd = phase_of(swapped ? out : other, s.width, half + pad % 2, job.w / 2);
+    float *const e = even.out + even.first, *const o = odd.out + odd.first;
+    const int64_t both = even.held < odd.held ? even.held : odd.held;
+    int64_t i = 0;
+    for (; i + W <= both; i += W) split_pairs(x + 2 * i, e + i, o + i);
+    for (int64_t j = i; j < even.held; ++j) e[j] = x[2 * j];
+    for (int64_t j = i; j < odd.held; ++j) o[j] = x[2 * j + 1];
+    const Phase phases[] = {even, odd};
+    for (const Phase& p : phases) {
+        fill(p.out, p.first, value);
+        fill(p.out + p.first + p.held, s.width - p.first - p.held, value);
+    }
+}
+
 // One input row into its phases; `value` pads.
 static void fill_row(const ConvJob& job, const Slab& s, const float* x, float value, float* out) {
     if (job.stride_w == 1) {
         const int64_t left = job.pad_left < s.width ? job.pad_left : s.width;
         const int64_t room = s.width - left, held = job.w < room ? job.w : room;
-        fill(out, left, value);
-        std::memcpy(out + left, x, static_cast<size_t>(4 * held));
-        fill(out + left + held, room - held, value);
+        for (int64_t i = 0; i < left; ++i) out[i] = value;
+        int64_t i = 0;
+        for (; i + W <= held; i += W) store(out + left + i, load(x + i));
+        if (i < held) store_n(out + left + i, load_n(x + i, held - i), held - i);
+        for (i = left + held; i < s.width; ++i) out[i] = value;
         return;
     }
+    if (job.stride_w == 2) return fill_pairs(job, s, x, value, out);
     for (int64_t phase = 0; phase < job.stride_w; ++phase, out += s.width) {
         // column = q * stride + phase - pad_left lies inside the input for q in [low, high).
         const int64_t shift = phase - job.pad_left, step = job.stride_w;
@@ -54,11 +94,7 @@ static void fill_row(const ConvJob& job, const Slab& s, const float* x, float va
         if (low > high) low = high;
         fill(out, low, value);
         const float* from = x + shift;
-        if (step == 2) {
-            for (int64_t q = low; q < high; ++q) out[q] = from[2 * q];
-        } else {
-            for (int64_t q = low; q < high; ++q) out[q] = from[q * step];
-        }
+        for (int64_t q = low; q < high; ++q) out[q] = from[q * step];
         fill(out + high, s.width - high, value);
     }
 }

@@ -81,6 +81,16 @@ HB_INLINE __m128 sum4(F a, F b, F c, F d) {
 HB_INLINE void reduce4(const F* a, float* out) { _mm_storeu_ps(out, sum4(a[0], a[1], a[2], a[3])); }
 HB_INLINE float hsum(F a) { return _mm_cvtss_f32(sum4(a, a, a, a)); }
 
+// 16 values to those at even and at odd places.
+#define HB_SPLIT_PAIRS 1
+HB_INLINE void split_pairs(const float* x, float* even, float* odd) {
+    const F a = load(x), b = load(x + 8);
+    const __m256d low = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
+    const __m256d high = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
+    store(even, _mm256_castpd_ps(_mm256_permute4x64_pd(low, 0xd8)));
+    store(odd, _mm256_castpd_ps(_mm256_permute4x64_pd(high, 0xd8)));
+}
+
 // Rows of 8 lanes to columns.
 #define HB_TRANSPOSE 1
 HB_INLINE void transpose_lanes(F* r) {
