@@ -283,7 +283,10 @@ class PlanBuilder:
         lifetimes = [Lifetime(_nbytes(slot), *span) for slot, span in spans.items()]
         offsets, size = place(lifetimes)
         check_bytes(self.graph.name, size)
-        arena = self.backend.empty(size)
+        try:
+            arena = self.backend.empty(size)
+        except MemoryError as error:
+            raise HalfbyteError(f"session: {error}; free some memory") from None
         for slot, offset in zip(spans, offsets, strict=True):
             raw = arena[offset : offset + _nbytes(slot)]
             slot.array = raw.view(numpy_dtype(slot.dtype or "")).reshape(slot.shape or ())
