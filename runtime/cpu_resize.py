@@ -83,7 +83,23 @@ def resize_step(
 
 def one_axis(x: Any, n: int, inner: int, picks: Picks, out: Any) -> Callable[[], object]:
     """Return what resizes one axis."""
+    index, weights = picks
+    times = len(index) // n
+    if weights.shape[1] == 1 and np.array_equal(index[:, 0], np.repeat(np.arange(n), times)):
+        return repeated(x.reshape(-1, n, inner), times, out.reshape(-1, n, times, inner))
     return lambda: cpu_nets.resample(x, n, inner, *picks, out)
+
+
+def repeated(x: Any, times: int, out: Any) -> Callable[[], object]:
+    """Return what writes every value of x [outer, n, inner] `times` times; the longest runs win."""
+    parts = [out[:, :, i] for i in range(times)] if x.shape[2] == 1 else [out]
+    source = x if x.shape[2] == 1 else x[:, :, None]
+
+    def run() -> None:
+        for part in parts:
+            np.copyto(part, source)
+
+    return run
 
 
 BINDERS: dict[str, Callable[[Any, BoundNode], Step | None]] = {"Resize": bind_resize}

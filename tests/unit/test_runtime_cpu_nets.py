@@ -101,6 +101,7 @@ CASES = {
     "split": ("Split", IMAGE, [ints(1, 3)], {"axis": 1}, 2),
     "expand": ("Expand", (2, 1, 3), [ints(4, 1, 5, 1)], {}, 1),
     "resize": ("Resize", IMAGE, [None, HALF], {"mode": "linear"}, 1),
+    "repeated pixels": ("Resize", IMAGE, [None, np.array([1, 1, 2, 3], np.float32)], {}, 1),
     "resize to sizes": ("Resize", IMAGE, [None, None, ints(2, 4, 5, 30)], {}, 1),
     "cubic": ("Resize", IMAGE, [None, HALF], {"mode": "cubic", "antialias": 1}, 1),
     "clip": ("Clip", IMAGE, [np.float32(-0.5), np.float32(0.5)], {}, 1),
