@@ -1,11 +1,12 @@
 """A quantized GGUF file as ONNX: time, memory, size; speed in onnxruntime beside the dense model.
 
-    python bench/bench_onnx_language.py MODEL.gguf [--threads 2] [--prefill 256] [--decode 64]
+    python bench/bench_onnx_language.py MODEL.gguf [--threads 2] [--prefill 256] [--decode 64] [...]
 
-Converts MODEL to both flavours, and once more as float32 for onnxruntime. Decoding of the ort
+Converts MODEL to every flavour, and once more as float32 for onnxruntime. Decoding of the ort
 flavour runs in onnxruntime-genai (shared cache buffers), the standard flavour in onnxruntime with a
-cache that grows, our own runtime over the GGUF file. Medians of alternating runs, ratios to the
-dense model.
+cache that grows, the static one in onnxruntime with a cache of 512 places that is written in place
+(--capacity), our own runtime over the GGUF file. Medians of alternating runs, ratios to the dense
+model.
 """
 
 from __future__ import annotations
@@ -102,6 +103,47 @@ class Plain:
         return len(ids) / (middle - started), decode / (time.perf_counter() - middle)
 
 
+class Static(Plain):
+    """A decoder in onnxruntime whose caches of a fixed length are written in place."""
+
+    def __init__(self, path: Path, threads: int, capacity: int) -> None:
+        super().__init__(path, threads)
+        self.capacity = capacity
+
+    def run(self, ids: list[int], decode: int) -> Speeds:
+        """Return the speeds of one prompt and its continuation."""
+        import onnxruntime
+
+        caches = {
+            value.name: onnxruntime.OrtValue.ortvalue_from_numpy(
+                np.zeros((1, value.shape[1], self.capacity, value.shape[3]), np.float32)
+            )
+            for value in self.session.get_inputs()
+            if "_cache." in value.name
+        }
+        started, held = time.perf_counter(), len(ids)
+        logits = self.bound_step(np.asarray([ids]), caches, 0)
+        middle = time.perf_counter()
+        for _ in range(decode):
+            logits = self.bound_step(logits[:, -1].argmax(-1)[None], caches, held)
+            held += 1
+        return len(ids) / (middle - started), decode / (time.perf_counter() - middle)
+
+    def bound_step(self, ids: Any, caches: dict[str, Any], held: int) -> Any:
+        """Return the logits for ids after `held` positions; the caches get them too."""
+        binding, after = self.session.io_binding(), held + ids.shape[1]
+        binding.bind_cpu_input("input_ids", ids)
+        binding.bind_cpu_input("position_ids", np.arange(held, after)[None])
+        binding.bind_cpu_input("write_indices", np.asarray([held]))
+        binding.bind_cpu_input("nonpad_kv_seqlen", np.asarray([after]))
+        for name, cache in caches.items():
+            binding.bind_ortvalue_input(name, cache)
+            binding.bind_ortvalue_output(f"updated_{name}", cache)
+        binding.bind_output("logits")
+        self.session.run_with_iobinding(binding)
+        return binding.get_outputs()[-1].numpy()
+
+
 class Own:
     """The GGUF file in our runtime."""
 
@@ -122,6 +164,7 @@ def conversions(source: Path, folder: Path) -> dict[str, Path]:
     wanted = {
         "ort": ("--to", "onnx:ort"),
         "standard": ("--to", "onnx"),
+        "static": ("--to", "onnx:static"),
         "dense": ("--to", "onnx:ort", "--type", "float32"),
     }
     size, paths = source.stat().st_size, {}
@@ -146,6 +189,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prefill", type=int, default=256)
     parser.add_argument("--decode", type=int, default=64)
+    parser.add_argument("--capacity", type=int, default=512)
     options = parser.parse_args()
     ids = np.random.default_rng(0).integers(100, 1000, options.prefill).tolist()
     with tempfile.TemporaryDirectory() as folder:
@@ -154,6 +198,7 @@ def main() -> None:
             "dense": lambda: Genai(paths["dense"].parent, options.threads),
             "ort": lambda: Genai(paths["ort"].parent, options.threads),
             "standard": lambda: Plain(paths["standard"], options.threads),
+            "static": lambda: Static(paths["static"], options.threads, options.capacity),
             "halfbyte": lambda: Own(options.model, options.threads),
         }
         runners = {name: make() for name, make in makers.items()}
