@@ -108,7 +108,8 @@ def borders(out: Any, axis: int, before: int, after: int, mode: str) -> list[tup
     if mode == "reflect" and end - 2 - after < 0:
         ranges = (ranges[0], slice(end - 2, None, -1))
     pairs = zip(targets, ranges, (before, after), strict=True)
-    return [(out[(*lead, to)], out[(*lead, source)]) for to, source, count in pairs if count]
+    chosen = [((*lead, to), (*lead, source)) for to, source, count in pairs if count]
+    return [(out[to], out[source]) for to, source in chosen]
 
 
 def bind_repeating_pad(backend: Any, bound: BoundNode) -> Step | None:
@@ -129,7 +130,7 @@ def bind_repeating_pad(backend: Any, bound: BoundNode) -> Step | None:
     for axis, amount in enumerate(amounts):
         # Later axes hold their middle only: their borders come from what is filled by then.
         rest = [slice(a, target.shape[i] - b) for i, (a, b) in enumerate(amounts) if i > axis]
-        part = target[(*(slice(None),) * (axis + 1), *rest)]
+        part = target[tuple([slice(None)] * (axis + 1) + rest)]
         copies += borders(part, axis, *amount, mode)
     middle = tuple(slice(a, n - b) for (a, b), n in zip(amounts, target.shape, strict=True))
     copies.insert(0, (target[middle], source))
