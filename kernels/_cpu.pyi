@@ -163,7 +163,9 @@ def add_bytes(
     out: NDArray[Any],
     /,
 ) -> None: ...
-def __init__(self, form: int, weight: NDArray[Any], groups: int, /) -> None: ...
+
+class ConvWeight:
+    def __init__(self, form: int, weight: NDArray[Any], groups: int, /) -> None: ...
 
 class Convolution:
     def __init__(

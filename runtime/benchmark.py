@@ -1,4 +1,4 @@
-"""Speed of a language model, by llama-bench's definitions.
+"""Speed of a language model, by llama-bench's definitions, and of any other graph.
 
 ppN: N random token ids run in batches of 512, logits for the last one only. tgN: N runs of one
 random token each from an empty context, without sampling. One warm-up, states cleared before each
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -109,6 +109,23 @@ def benchmark(
     if decode:
         results.append(_decode_speed(session, ids[:decode], repetitions))
     return results
+
+
+def run_speed(
+    session: Session, inputs: Mapping[str, Any], repetitions: int = 5
+) -> list[dict[str, Any]]:
+    """Return a result for running arrays by name: test `run`, median milliseconds, spread.
+
+    One warm-up, in which the plan for these shapes is made. spread: sample standard deviation.
+    """
+    session.run(inputs)
+    times = []
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        session.run(inputs)
+        times.append(1e3 * (time.perf_counter() - started))
+    spread = statistics.stdev(times) if len(times) > 1 else 0.0
+    return [{"test": "run", "milliseconds": statistics.median(times), "spread": spread}]
 
 
 def _prefill_speed(session: Session, ids: list[int], repetitions: int) -> dict[str, Any]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from halfbyte.errors import HalfbyteError
     from halfbyte.pipeline import convert, open, quantize, verify
     from halfbyte.runtime.session import Session
 
 __version__ = "0.1.0"
-__all__ = ["Session", "__version__", "convert", "open", "quantize", "verify"]
+__all__ = ["HalfbyteError", "Session", "__version__", "convert", "open", "quantize", "verify"]
 
 _LAZY = {
+    "HalfbyteError": "halfbyte.errors",
     "Session": "halfbyte.runtime.session",
     "convert": "halfbyte.pipeline",
     "open": "halfbyte.pipeline",

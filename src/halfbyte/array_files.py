@@ -60,7 +60,7 @@ def read_inputs(path: str | Path, graph: Graph) -> dict[str, Any]:
     arrays: dict[str, Any] = dict(read_arrays(path))
     for value in graph.inputs:
         if (value.dtype or "").removeprefix("optional.").startswith("sequence."):
-            found = []
+            found: list[NDArray[Any]] = []
             while f"{value.name}.{len(found)}" in arrays:
                 found.append(arrays.pop(f"{value.name}.{len(found)}"))
             if found:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,7 +211,22 @@ def test_bench(cli, fails, models):
     text = cli("bench", models / "llama", *sizes)
     assert "pp8" in text.out and "tg4" in text.out
     assert cli("bench", models / "llama", *sizes, "-q").out == ""
-    assert "generates no text" in fails("bench", models / "bert", *sizes)
+
+
+def test_bench_of_a_model_without_text(cli, fails, models, tmp_path):
+    found = cli("bench", models / "bert", "--repetitions", 2, "--json").json()["results"]
+    assert [entry["test"] for entry in found] == ["run"]
+    assert found[0]["milliseconds"] > 0
+    arrays = tmp_path / "x.npz"
+    np.savez(arrays, input_ids=np.arange(1, 6)[None])
+    text = cli("bench", models / "bert", "--input", arrays, "--repetitions", 1).out
+    assert "ms" in text and "run" in text
+    assert "no input is named" in fails("bench", models / "q4_0.gguf", "--input", wrong(tmp_path))
+
+
+def wrong(folder: Path) -> Path:
+    np.savez(folder / "wrong.npz", pixels=np.zeros(3))
+    return folder / "wrong.npz"
 
 
 @pytest.fixture
