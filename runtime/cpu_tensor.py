@@ -52,6 +52,7 @@ ACTIVATIONS = (
     *("Sigmoid", "Softplus", "Swish", "Tanh"),
 )
 NARROW, FILLING = 7, 512  # Softmax of shorter rows, and of how many at least, is turned
+ONE_THREAD = 1 << 15  # values that a kernel does not share out
 COPIED = frozenset({"float32", "float64", "int64", "int32", "uint8", "int8", "bool"})
 
 
@@ -232,7 +233,10 @@ def bind_transpose(backend: CpuBackend, bound: BoundNode) -> Step | None:
     array = x.value()
     order = list(bound.attributes["perm"] or reversed(range(array.ndim)))
     order = [axis % max(1, array.ndim) for axis in order]
-    if floats(x, out) and array.ndim:
+    # Moving whole runs is numpy's strength, as long as one thread would do it all.
+    runs = array.ndim > 1 and order[-1] == array.ndim - 1
+    alone = backend.threads == 1 or array.size <= ONE_THREAD
+    if floats(x, out) and array.ndim and not (runs and alone):
         return partial(cpu_nets.transpose, array, order, out.value())
     return partial(np.copyto, out.value(), array.transpose(order))
 
