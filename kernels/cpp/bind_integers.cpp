@@ -59,9 +59,9 @@ void pack_b(nb::object b, int64_t n, int64_t k, bool b_rows, nb::object out) {
 }
 
 // level: how many words of the weights are summed in 16 bits, and the rest: start, places, words.
-void byte_product(nb::object a, nb::object b, int64_t n, nb::sequence level, nb::object offset, nb::object weight_zero,
-                  nb::object scale, nb::object shift, float low, float high, int zero,
-                  bool is_signed, int kind, nb::object out) {
+void byte_product(nb::object a, nb::object b, int64_t n, nb::sequence level, nb::object offset,
+                  nb::object weight_zero, nb::object scale, nb::object shift, float low, float high,
+                  int zero, bool is_signed, int kind, nb::object out) {
     const char* where = "byte_product";
     const Array left(where, "a", a, "B"), right(where, "b", b, "B");
     if (left.dimensions() != 2 || left.shape(1) % 4 != 0)
@@ -178,9 +178,8 @@ void run_conv(ByteConvJob& job, bool depthwise) {
     const nb::gil_scoped_release release;
     const int64_t operations = 2 * job.batch * job.out_channels * job.oh * job.ow * job.depth;
     if (depthwise) {
-        return parallel_if_worth(operations, job.batch * job.out_channels, [&](int64_t task) {
-            integers().depthwise_task(job, task);
-        });
+        return parallel_if_worth(operations, job.batch * job.out_channels,
+                                 [&](int64_t task) { integers().depthwise_task(job, task); });
     }
     spread_input(job);
     split_conv(job);
@@ -388,8 +387,8 @@ void bind_integers(nb::module_& m) {
     m.def("integer_shift", [] { return integers().shift; });
     m.def("integers_saturate", [] { return integers().saturates; });
     m.def("pack_bytes", &pack_b);
-    m.def("byte_product", &byte_product, nb::arg("a"), nb::arg("b"), nb::arg("n"),
-          nb::arg("level"), nb::arg("offset"), nb::arg("weight_zero").none(), nb::arg("scale"),
+    m.def("byte_product", &byte_product, nb::arg("a"), nb::arg("b"), nb::arg("n"), nb::arg("level"),
+          nb::arg("offset"), nb::arg("weight_zero").none(), nb::arg("scale"),
           nb::arg("shift").none(), nb::arg("low"), nb::arg("high"), nb::arg("zero"),
           nb::arg("is_signed"), nb::arg("kind"), nb::arg("out"));
     m.def("byte_conv", &byte_conv, nb::arg("x"), nb::arg("x_signed"), nb::arg("x_zero"),

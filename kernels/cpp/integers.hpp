@@ -24,13 +24,13 @@ struct Requantize {
 // by `offset`: -x_zero * (sum of the channel's weights) + bias.
 struct ByteConvJob {
     const uint8_t* x = nullptr;
-    uint8_t x_flip = 0;                    // 0x80 where x holds signed bytes
-    uint8_t x_zero = 0;                    // after the flip: what padding holds
-    const int8_t* weight = nullptr;        // [out_channels, depth], see `by_taps`
-    const int32_t* rest_start = nullptr;   // [out_channels + 1], see Rest of int8/product.hpp
+    uint8_t x_flip = 0;                   // 0x80 where x holds signed bytes
+    uint8_t x_zero = 0;                   // after the flip: what padding holds
+    const int8_t* weight = nullptr;       // [out_channels, depth], see `by_taps`
+    const int32_t* rest_start = nullptr;  // [out_channels + 1], see Rest of int8/product.hpp
     const int32_t* rest = nullptr;
-    bool doubled = false;           // two words of the weights may be summed in 16 bits
-    const uint8_t* ones = nullptr;  // [depth]: 1 where a weight is, for weight_zero
+    bool doubled = false;                  // two words of the weights may be summed in 16 bits
+    const uint8_t* ones = nullptr;         // [depth]: 1 where a weight is, for weight_zero
     const int32_t* offset = nullptr;       // [out_channels]
     const int32_t* weight_zero = nullptr;  // [out_channels] or null: 0
     Requantize finish;
@@ -67,8 +67,8 @@ struct ByteProductJob {
 // One direction of an LSTM; `product` holds the packed recurrent weights.
 struct ByteLstmJob {
     ByteProductJob product;
-    const float* gates = nullptr;   // [steps, batch, 4 * hidden]: the inputs' share, biases included
-    const float* scale = nullptr;   // [4 * hidden]: of the weights
+    const float* gates = nullptr;  // [steps, batch, 4 * hidden]: the inputs' share, biases included
+    const float* scale = nullptr;  // [4 * hidden]: of the weights
     const int32_t* sums = nullptr;  // [4 * hidden]: of the weights
     float* h = nullptr;             // [batch, hidden]: the first state, then the last
     float* c = nullptr;
@@ -87,9 +87,9 @@ struct ByteAdd {
 
 // Entry points of one instruction set, beside KernelTable.
 struct IntegerTable {
-    int64_t panel;    // columns of a packed panel of b
-    int64_t shift;    // taken off unsigned bytes: offsets carry shift * (sum of weights)
-    bool saturates;   // whether sums of two products of 255 and large weights do
+    int64_t panel;   // columns of a packed panel of b
+    int64_t shift;   // taken off unsigned bytes: offsets carry shift * (sum of weights)
+    bool saturates;  // whether sums of two products of 255 and large weights do
     void (*pack_b)(const int8_t* b, int64_t n, int64_t k, int64_t depth, bool b_rows, int8_t* out);
     void (*product_task)(const ByteProductJob&, int64_t task);
     void (*conv_input_task)(const ByteConvJob&, int64_t task);

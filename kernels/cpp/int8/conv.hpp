@@ -113,8 +113,7 @@ HB_INLINE void gather_words(const PanelPlaces& from, const uint8_t* base, uint8_
             continue;
         }
         const uint8_t* source = base + from.place[first];
-        for (int j = first; j < end; j += 8)
-            std::memcpy(out + 4 * j, source + 4 * (j - first), 32);
+        for (int j = first; j < end; j += 8) std::memcpy(out + 4 * j, source + 4 * (j - first), 32);
     }
 }
 
@@ -129,8 +128,7 @@ static void gather_panels(const ByteConvJob& job, const uint8_t* x, int64_t p0, 
         uint8_t* to = out + j * job.depth;
         for (int64_t c = 0; c < job.planes; ++c) {
             for (int64_t ky = 0; ky < job.kh; ++ky) {
-                const uint8_t* row =
-                    x + (c * job.down + ky * job.dilation_h) * job.across * unit;
+                const uint8_t* row = x + (c * job.down + ky * job.dilation_h) * job.across * unit;
                 for (int64_t kx = 0; kx < steps; ++kx, to += 4 * kPanel)
                     gather_words(places, row + kx * step, to);
             }
@@ -170,8 +168,8 @@ static void conv_tile(const ByteConvJob& job, const uint8_t* panels, const int32
         for (int64_t j = 0; j < width; j += kPanel) {
             const int64_t count = width - j < kPanel ? width - j : kPanel;
             const int vectors = static_cast<int>((count + W - 1) / W);
-            const auto block = job.doubled ? byte_block<Rows::weights, true>
-                                           : byte_block<Rows::weights, false>;
+            const auto block =
+                job.doubled ? byte_block<Rows::weights, true> : byte_block<Rows::weights, false>;
             block(rows, vectors, job.depth, weight, job.depth, panels + j * job.depth, rest, sums);
             for (int64_t i = 0; i < rows; ++i) {
                 const int64_t at = (image * job.out_channels + c + i) * pixels + p0 + j;

@@ -40,8 +40,7 @@ static Phases padded_phases(const ByteConvJob& job, const uint8_t* plane) {
     const int64_t columns = (job.ow - 1) * job.stride_w + (job.kw - 1) * job.dilation_w + 1;
     const int64_t stride = job.stride_w, length = columns / stride + 1 + kBeyond;
     const int64_t bytes = rows * stride * length;
-    auto* memory =
-        static_cast<uint8_t*>(thread_scratch(Scratch::panel, bytes + columns + kBeyond));
+    auto* memory = static_cast<uint8_t*>(thread_scratch(Scratch::panel, bytes + columns + kBeyond));
     const Phases found{memory, length, stride};
     uint8_t* padded = memory + bytes;
     for (int64_t row = 0; row < rows; ++row) {

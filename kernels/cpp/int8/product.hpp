@@ -273,8 +273,8 @@ static void byte_product_task(const ByteProductJob& job, int64_t task) {
 #if defined(HB_SATURATES)
             if (job.level != 1) {
                 if (job.level == 0)
-                    byte_block<Rows::halves>(rows, vectors, job.depth, spread, 2 * job.depth,
-                                             panel, {}, sums);
+                    byte_block<Rows::halves>(rows, vectors, job.depth, spread, 2 * job.depth, panel,
+                                             {}, sums);
                 else
                     byte_block<Rows::activations, true>(rows, vectors, job.depth, a, job.depth,
                                                         panel, rest, sums);
@@ -282,7 +282,8 @@ static void byte_product_task(const ByteProductJob& job, int64_t task) {
                 continue;
             }
 #endif
-            byte_block<Rows::activations>(rows, vectors, job.depth, a, job.depth, panel, rest, sums);
+            byte_block<Rows::activations>(rows, vectors, job.depth, a, job.depth, panel, rest,
+                                          sums);
             finish_tile(job, sums, m, rows, n0, width);
         }
     }
