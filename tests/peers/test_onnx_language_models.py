@@ -261,10 +261,13 @@ def smollm2(request, tmp_path_factory) -> Path:
     source, flavour = require_model("smollm2"), request.param
     folder = tmp_path_factory.mktemp("smollm2") / flavour.partition(":")[2]
     folder.mkdir(exist_ok=True)
-    report = halfbyte.convert(source, folder / "model.onnx", to=flavour)
-    assert report.peak_memory_bytes < 400e6
-    assert report.bytes < 1.1 * source.stat().st_size
-    verdicts = {t.source_encoding: t.verdict for t in report.tensors}
+    # In a process of its own: memory that other tests hold would count.
+    command = [sys.executable, "-m", "halfbyte", "convert", source, folder / "model.onnx"]
+    command += ["--to", flavour, "--json"]
+    report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert report["peak_memory_bytes"] < 400e6
+    assert report["bytes"] < 1.1 * source.stat().st_size
+    verdicts = {t["source_encoding"]: t["verdict"] for t in report["tensors"]}
     assert verdicts == {"Q4_1": "exact to rounding", "Q8_0": "exact", "float32": "exact"}
     return folder
 
