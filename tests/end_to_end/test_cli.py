@@ -249,6 +249,7 @@ def test_python_interface_is_lazy():
     assert not set(HEAVY) & set(before)
     assert [name for name in before if name.startswith("halfbyte.")] == []
     assert names == {
+        "HalfbyteError": "halfbyte.errors",
         "Session": "halfbyte.runtime.session",
         **dict.fromkeys(("convert", "open", "quantize", "verify"), "halfbyte.pipeline"),
     }
