@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -24,7 +25,9 @@
 namespace halfbyte {
 namespace {
 
-constexpr int kSpins = 1500;  // about 0.1 ms, longer than the gap between two kernels
+// Longer than the gap between two kernels. Time, not rounds: a pause takes 15 to 50 ns.
+constexpr std::chrono::microseconds kSpinTime(150);
+constexpr int kSpinRounds = 64;
 
 void pause_briefly() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -32,6 +35,19 @@ void pause_briefly() {
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
+}
+
+// Whether `done` came true within the spin time.
+template <class Condition>
+bool spin_until(const Condition& done) {
+    const auto end = std::chrono::steady_clock::now() + kSpinTime;
+    do {
+        for (int i = 0; i < kSpinRounds; ++i) {
+            if (done()) return true;
+            pause_briefly();
+        }
+    } while (std::chrono::steady_clock::now() < end);
+    return false;
 }
 
 // A worker first raises `active`, then looks at `open`; the caller first clears `open`, then waits
@@ -59,10 +75,7 @@ struct Pool {
     }
 
     void wait_for_job(uint64_t seen) {
-        for (int spin = 0; spin < kSpins; ++spin) {
-            if (epoch.load() != seen) return;
-            pause_briefly();
-        }
+        if (spin_until([&] { return epoch.load() != seen; })) return;
         std::unique_lock<std::mutex> lock(mutex);
         parked.fetch_add(1);
         wake.wait(lock, [&] { return epoch.load() != seen; });
@@ -96,10 +109,9 @@ struct Pool {
         announce();
         work();
         open.store(false);
-        for (int spin = 0; active.load() != 0; ++spin) {
-            // A worker without a processor gets ours once waiting has lasted long.
-            spin < kSpins ? pause_briefly() : std::this_thread::yield();
-        }
+        if (spin_until([&] { return active.load() == 0; })) return;
+        // A worker without a processor gets ours once waiting has lasted long.
+        while (active.load() != 0) std::this_thread::yield();
     }
 };
 
