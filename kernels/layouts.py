@@ -77,6 +77,35 @@ LAYOUTS: dict[str, Layout] = {
     "Q6_K": Layout(
         "Q6_K", 14, 256, 210, MappingProxyType({"ql": 0, "qh": 128, "scales": 192, "d": 208})
     ),
+    "Q1_0": Layout("Q1_0", 41, 128, 18, MappingProxyType({"d": 0, "qs": 2})),
+    "Q2_0": Layout("Q2_0", 42, 64, 18, MappingProxyType({"d": 0, "qs": 2})),
+    "TQ1_0": Layout("TQ1_0", 34, 256, 54, MappingProxyType({"qs": 0, "qh": 48, "d": 52})),
+    "TQ2_0": Layout("TQ2_0", 35, 256, 66, MappingProxyType({"qs": 0, "d": 64})),
+    "MXFP4": Layout("MXFP4", 39, 32, 17, MappingProxyType({"e": 0, "qs": 1})),
+    "NVFP4": Layout("NVFP4", 40, 64, 36, MappingProxyType({"d": 0, "qs": 4})),
+    "IQ4_NL": Layout("IQ4_NL", 20, 32, 18, MappingProxyType({"d": 0, "qs": 2})),
+    "IQ4_XS": Layout(
+        "IQ4_XS", 23, 256, 136, MappingProxyType({"d": 0, "scales_h": 2, "scales_l": 4, "qs": 8})
+    ),
+    "IQ2_XXS": Layout("IQ2_XXS", 16, 256, 66, MappingProxyType({"d": 0, "qs": 2})),
+    "IQ2_XS": Layout("IQ2_XS", 17, 256, 74, MappingProxyType({"d": 0, "qs": 2, "scales": 66})),
+    "IQ2_S": Layout(
+        "IQ2_S",
+        22,
+        256,
+        82,
+        MappingProxyType({"d": 0, "qs": 2, "signs": 34, "qh": 66, "scales": 74}),
+    ),
+    "IQ3_XXS": Layout("IQ3_XXS", 18, 256, 98, MappingProxyType({"d": 0, "qs": 2, "scales": 66})),
+    "IQ3_S": Layout(
+        "IQ3_S",
+        21,
+        256,
+        110,
+        MappingProxyType({"d": 0, "qs": 2, "qh": 66, "signs": 74, "scales": 106}),
+    ),
+    "IQ1_S": Layout("IQ1_S", 19, 256, 50, MappingProxyType({"d": 0, "qs": 2, "qh": 34})),
+    "IQ1_M": Layout("IQ1_M", 29, 256, 56, MappingProxyType({"qs": 0, "qh": 32, "scales": 48})),
 }
 
 

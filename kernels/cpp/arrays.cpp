@@ -79,6 +79,77 @@ Array optional_array(const char* where, const char* name, nb::handle object, con
     return object.is_none() ? Array() : Array(where, name, object, codes);
 }
 
+namespace {
+
+struct BlockSize {
+    int64_t values, bytes;
+};
+
+template <class Layout>
+constexpr BlockSize size_of() {
+    return {Layout::kValues, Layout::kBytes};
+}
+
+// Values and bytes of a block; {0, 0} for kinds without blocks.
+BlockSize block_size(Kind kind) {
+    switch (kind) {
+        case Kind::Q4_0:
+            return size_of<Layout_Q4_0>();
+        case Kind::Q4_1:
+            return size_of<Layout_Q4_1>();
+        case Kind::Q5_0:
+            return size_of<Layout_Q5_0>();
+        case Kind::Q5_1:
+            return size_of<Layout_Q5_1>();
+        case Kind::Q8_0:
+            return size_of<Layout_Q8_0>();
+        case Kind::Q2_K:
+            return size_of<Layout_Q2_K>();
+        case Kind::Q3_K:
+            return size_of<Layout_Q3_K>();
+        case Kind::Q4_K:
+            return size_of<Layout_Q4_K>();
+        case Kind::Q5_K:
+            return size_of<Layout_Q5_K>();
+        case Kind::Q6_K:
+            return size_of<Layout_Q6_K>();
+        case Kind::Q1_0:
+            return size_of<Layout_Q1_0>();
+        case Kind::Q2_0:
+            return size_of<Layout_Q2_0>();
+        case Kind::TQ1_0:
+            return size_of<Layout_TQ1_0>();
+        case Kind::TQ2_0:
+            return size_of<Layout_TQ2_0>();
+        case Kind::MXFP4:
+            return size_of<Layout_MXFP4>();
+        case Kind::NVFP4:
+            return size_of<Layout_NVFP4>();
+        case Kind::IQ4_NL:
+            return size_of<Layout_IQ4_NL>();
+        case Kind::IQ4_XS:
+            return size_of<Layout_IQ4_XS>();
+        case Kind::IQ2_XXS:
+            return size_of<Layout_IQ2_XXS>();
+        case Kind::IQ2_XS:
+            return size_of<Layout_IQ2_XS>();
+        case Kind::IQ2_S:
+            return size_of<Layout_IQ2_S>();
+        case Kind::IQ3_XXS:
+            return size_of<Layout_IQ3_XXS>();
+        case Kind::IQ3_S:
+            return size_of<Layout_IQ3_S>();
+        case Kind::IQ1_S:
+            return size_of<Layout_IQ1_S>();
+        case Kind::IQ1_M:
+            return size_of<Layout_IQ1_M>();
+        default:
+            return {0, 0};
+    }
+}
+
+}  // namespace
+
 int64_t bytes_per_row(Kind kind, int64_t columns, int bits) {
     switch (kind) {
         case Kind::float32:
@@ -89,36 +160,16 @@ int64_t bytes_per_row(Kind kind, int64_t columns, int bits) {
         case Kind::float8_e4m3fn:
         case Kind::float8_e5m2:
             return columns;
-        case Kind::Q4_0:
-            return columns / kStep * Layout_Q4_0::kBytes;
-        case Kind::Q4_1:
-            return columns / kStep * Layout_Q4_1::kBytes;
-        case Kind::Q5_0:
-            return columns / kStep * Layout_Q5_0::kBytes;
-        case Kind::Q5_1:
-            return columns / kStep * Layout_Q5_1::kBytes;
-        case Kind::Q8_0:
-            return columns / kStep * Layout_Q8_0::kBytes;
-        case Kind::Q2_K:
-            return columns / Layout_Q2_K::kValues * Layout_Q2_K::kBytes;
-        case Kind::Q3_K:
-            return columns / Layout_Q3_K::kValues * Layout_Q3_K::kBytes;
-        case Kind::Q4_K:
-            return columns / Layout_Q4_K::kValues * Layout_Q4_K::kBytes;
-        case Kind::Q5_K:
-            return columns / Layout_Q5_K::kValues * Layout_Q5_K::kBytes;
-        case Kind::Q6_K:
-            return columns / Layout_Q6_K::kValues * Layout_Q6_K::kBytes;
         case Kind::affine:
-            break;
+            return (columns * bits + 7) / 8;
+        default:
+            return columns / block_size(kind).values * block_size(kind).bytes;
     }
-    return (columns * bits + 7) / 8;
 }
 
 void require_whole_blocks(const char* where, Kind kind, int64_t columns) {
-    if (kind < Kind::Q4_0 || kind > Kind::Q6_K) return;
-    const int64_t block = kind <= Kind::Q8_0 ? kStep : Layout_Q6_K::kValues;
-    if (columns % block == 0) return;
+    const int64_t block = block_size(kind).values;
+    if (block == 0 || columns % block == 0) return;
     reject(where, std::to_string(columns) + " columns, required a multiple of the block of " +
                       std::to_string(block) + "; pad the rows");
 }

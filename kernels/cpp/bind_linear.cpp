@@ -4,7 +4,7 @@
 
 #include "arrays.hpp"
 #include "dispatch.hpp"
-#include "pool.hpp"
+#include "parallel_rows.hpp"
 
 namespace halfbyte {
 namespace {
@@ -12,14 +12,6 @@ namespace {
 constexpr int64_t kParallelValues = 1 << 15;  // below this a second thread costs more than it saves
 constexpr int64_t kCacheBytes = 1 << 20;      // rows of x that a task goes over again and again
 constexpr int64_t kTasksPerThread = 4;
-
-// Runs `piece(from, to)` over ranges of rows that hold about `values` values each.
-template <class Piece>
-void parallel_rows(int64_t rows, int64_t columns, int64_t values, const Piece& piece) {
-    const int64_t chunk = std::max<int64_t>(1, values / columns);
-    parallel((rows + chunk - 1) / chunk,
-             [&](int64_t task) { piece(task * chunk, std::min(rows, (task + 1) * chunk)); });
-}
 
 // Arrays of one call; kept until the kernels have run.
 struct LinearCall {
@@ -167,31 +159,6 @@ void gather_rows(const Weight& weight, nb::object ids, nb::object out) {
     });
 }
 
-bool has_encoder(Kind kind) {
-    return kind != Kind::float8_e4m3fn && kind != Kind::float8_e5m2 && kind <= Kind::Q8_0;
-}
-
-void encode(int kind_index, nb::object rows, nb::object importance, nb::object out) {
-    const Kind kind = static_cast<Kind>(kind_index);
-    if (!has_encoder(kind)) reject("encode", "no encoder for this kind");
-    const Array source("encode", "rows", rows, "f");
-    if (source.dimensions() != 2) reject("encode", "rows must be [rows, columns]");
-    const int64_t count = source.shape(0), columns = source.shape(1);
-    require_whole_blocks("encode", kind, columns);
-    const Array weights = optional_array("encode", "importance", importance, "f");
-    if (weights.present()) require_size("encode", "importance", weights, columns);
-    const Array target("encode", "out", out, "B", true);
-    const int64_t row_bytes = bytes_per_row(kind, columns);
-    require_size("encode", "out", target, count * row_bytes);
-    if (source.size() == 0) return;
-    const float* w = weights.present() ? weights.data<const float>() : nullptr;
-    const nb::gil_scoped_release release;
-    parallel_rows(count, columns, 2 * kParallelValues, [&](int64_t from, int64_t to) {
-        kernels().encode(kind, source.data<const float>() + from * columns, w, to - from, columns,
-                         target.data<uint8_t>() + from * row_bytes);
-    });
-}
-
 }  // namespace
 
 void bind_linear(nb::module_& m) {
@@ -204,8 +171,6 @@ void bind_linear(nb::module_& m) {
     m.def("linear", &linear);
     m.def("decode", &decode);
     m.def("gather_rows", &gather_rows);
-    m.def("encode", &encode, nb::arg("kind"), nb::arg("rows"), nb::arg("importance").none(),
-          nb::arg("out"));
 }
 
 }  // namespace halfbyte

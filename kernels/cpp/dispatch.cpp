@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "encoders.hpp"
 #include "integers.hpp"
 
 #if defined(HB_HAS_X86)
@@ -143,6 +144,20 @@ const IntegerTable* integers_beside(const KernelTable* table) {
     return &kScalarIntegers;
 }
 
+const EncoderTable* encoders_beside(const KernelTable* table) {
+#if defined(HB_HAS_X86)
+    if (table == &kAvx2Table) return &kAvx2Encoders;
+#endif
+#if defined(HB_HAS_AVX512)
+    if (table == &kAvx512Table) return &kAvx512Encoders;
+#endif
+#if defined(HB_HAS_NEON)
+    if (table == &kNeonTable) return &kNeonEncoders;
+#endif
+    static_cast<void>(table);
+    return &kScalarEncoders;
+}
+
 }  // namespace
 
 const KernelTable& kernels() {
@@ -152,6 +167,11 @@ const KernelTable& kernels() {
 
 const IntegerTable& integers() {
     static const IntegerTable* const table = integers_beside(&kernels());
+    return *table;
+}
+
+const EncoderTable& encoders() {
+    static const EncoderTable* const table = encoders_beside(&kernels());
     return *table;
 }
 

@@ -23,6 +23,21 @@ enum class Kind : int {
     Q4_K,
     Q5_K,
     Q6_K,
+    Q1_0,
+    Q2_0,
+    TQ1_0,
+    TQ2_0,
+    MXFP4,
+    NVFP4,
+    IQ4_NL,
+    IQ4_XS,
+    IQ2_XXS,
+    IQ2_XS,
+    IQ2_S,
+    IQ3_XXS,
+    IQ3_S,
+    IQ1_S,
+    IQ1_M,
     affine,
 };
 
@@ -111,8 +126,6 @@ struct KernelTable {
     const char* name;
     int64_t linear_rows;  // preferred multiple of weight rows per task
     void (*decode)(const WeightView&, int64_t row0, int64_t row1, float* out);
-    void (*encode)(Kind, const float* x, const float* importance, int64_t rows, int64_t columns,
-                   uint8_t* out);
     void (*pack_rows)(const LinearJob&, int64_t m0, int64_t m1);
     void (*linear_task)(const LinearJob&, int64_t task);
     void (*rms_norm)(const float* x, const float* weight, float epsilon, int64_t rows, int64_t n,

@@ -14,7 +14,6 @@
 #include "types.hpp"
 #include HB_SIMD
 #include "unpack/rows.hpp"
-#include "encode/weighted.hpp"
 #include "matmul/linear.hpp"
 #include "nn/rows.hpp"
 #include "nn/attention.hpp"
@@ -26,7 +25,6 @@ const KernelTable HB_TABLE = {
     HB_NAME,
     HB_ISA::W * HB_ISA::kIntVectors,
     HB_ISA::decode,
-    HB_ISA::encode,
     HB_ISA::pack_rows,
     HB_ISA::linear_task,
     HB_ISA::rms_norm,

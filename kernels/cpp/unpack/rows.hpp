@@ -123,6 +123,8 @@ HB_INLINE void with_reader(const WeightView& w, Function&& function) {
         case Kind::affine:
             if (groups_are_regular(w)) return function(Tag<AffineRow>());
             return function(Tag<AffineAnyRow>());
+        default:
+            return;
     }
 }
 

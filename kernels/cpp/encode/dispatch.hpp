@@ -1,0 +1,35 @@
+// From a kind to its encoder. Kinds listed here are those that has_encoder() names.
+#pragma once
+
+#include "encode/weighted.hpp"
+
+namespace halfbyte {
+namespace HB_ISA {
+
+static void encode(Kind kind, const float* x, const float* importance, int64_t rows,
+                   int64_t columns, uint8_t* out) {
+    switch (kind) {
+        case Kind::float32:
+            std::memcpy(out, x, static_cast<size_t>(4 * rows * columns));
+            return;
+        case Kind::float16:
+            return encode_half(x, rows * columns, out);
+        case Kind::bfloat16:
+            return encode_bfloat(x, rows * columns, out);
+        case Kind::Q4_0:
+            return encode_kind<BlockQ4_0>(x, importance, rows, columns, out);
+        case Kind::Q4_1:
+            return encode_kind<BlockQ4_1>(x, importance, rows, columns, out);
+        case Kind::Q5_0:
+            return encode_kind<BlockQ5_0>(x, importance, rows, columns, out);
+        case Kind::Q5_1:
+            return encode_kind<BlockQ5_1>(x, importance, rows, columns, out);
+        case Kind::Q8_0:
+            return encode_blocks<BlockQ8_0>(x, rows * columns / kStep, out);
+        default:
+            return;
+    }
+}
+
+}  // namespace HB_ISA
+}  // namespace halfbyte
