@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import MappingProxyType, ModuleType
 from typing import Any, Literal, overload
 
@@ -20,46 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import BackendError
+from halfbyte.kernels.codebooks import GRID_KINDS, codebook
 from halfbyte.kernels.layouts import LAYOUTS
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
 Compute = Literal["exact", "int8"]
 
-# Order of the C++ enum Kind.
-KINDS = (
-    "float32",
-    "float16",
-    "bfloat16",
-    "float8_e4m3fn",
-    "float8_e5m2",
-    "Q4_0",
-    "Q4_1",
-    "Q5_0",
-    "Q5_1",
-    "Q8_0",
-    "Q2_K",
-    "Q3_K",
-    "Q4_K",
-    "Q5_K",
-    "Q6_K",
-    "Q1_0",
-    "Q2_0",
-    "TQ1_0",
-    "TQ2_0",
-    "MXFP4",
-    "NVFP4",
-    "IQ4_NL",
-    "IQ4_XS",
-    "IQ2_XXS",
-    "IQ2_XS",
-    "IQ2_S",
-    "IQ3_XXS",
-    "IQ3_S",
-    "IQ1_S",
-    "IQ1_M",
-    "affine",
-)
+# Order of the C++ enum Kind, which has no plain integers and no float64.
+_NO_KINDS = frozenset({"float64", "int8", "int16", "int32", "int64"})
+KINDS = (*(name for name in LAYOUTS if name not in _NO_KINDS), "affine")
 _KIND_IDS = {name: index for index, name in enumerate(KINDS)}
 _NUMBER_IDS = {"float32": 1, "float16": 2, "bfloat16": 3, "uint8": 4}
 _BLOCKS = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"})
@@ -155,9 +125,18 @@ def fma_peak(rounds: int = 1 << 20) -> float:
 
 def _kind_id(kind: str) -> int:
     try:
-        return _KIND_IDS[kind]
+        found = _KIND_IDS[kind]
     except KeyError:
         raise ValueError(f"kind {kind!r} is unknown, required one of {', '.join(KINDS)}") from None
+    if kind in GRID_KINDS:
+        _hand_over_codebook(kind)
+    return found
+
+
+@cache
+def _hand_over_codebook(kind: str) -> None:
+    points = codebook(kind)
+    _native().set_codebook(_KIND_IDS[kind], points.digits, points.levels)
 
 
 def _bytes(array: Array) -> Array:

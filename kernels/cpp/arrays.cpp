@@ -3,6 +3,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "codebooks.hpp"
+
 namespace halfbyte {
 
 void reject(const char* where, const std::string& found) {
@@ -17,6 +19,8 @@ std::string type_name(const char* code) {
             return "float32";
         case 'B':
             return "uint8";
+        case 'b':
+            return "int8";
         case 'q':
         case 'l':
             return "int64";
@@ -187,6 +191,7 @@ Weight::Weight(int kind, nb::object data, int64_t rows, int64_t columns, int bit
     view_.zero_type = static_cast<Number>(zero_type);
     if (rows < 0 || columns <= 0) reject("LinearWeight", "rows and columns must be positive");
     require_whole_blocks("LinearWeight", view_.kind, columns);
+    require_codebook("LinearWeight", view_.kind);
     if (view_.kind == Kind::affine) bind_affine(scales, zero_points, group_index);
     view_.row_bytes = bytes_per_row(view_.kind, columns, bits);
     view_.data = data_.data<const uint8_t>();

@@ -72,6 +72,7 @@ class Weight {
 };
 
 void bind_linear(nb::module_& m);
+void bind_codebooks(nb::module_& m);
 void bind_encode(nb::module_& m);
 void bind_nn(nb::module_& m);
 void bind_integers(nb::module_& m);

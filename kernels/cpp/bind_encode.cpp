@@ -1,6 +1,7 @@
 #include <string>
 
 #include "arrays.hpp"
+#include "codebooks.hpp"
 #include "encoders.hpp"
 #include "parallel_rows.hpp"
 
@@ -29,6 +30,7 @@ constexpr int64_t kTaskValues = 1 << 16;
 void encode(int kind_index, nb::object rows, nb::object importance, nb::object out) {
     const Kind kind = static_cast<Kind>(kind_index);
     if (!has_encoder(kind)) reject("encode", "no encoder for this kind");
+    require_codebook("encode", kind);
     const Array source("encode", "rows", rows, "f");
     if (source.dimensions() != 2) reject("encode", "rows must be [rows, columns]");
     const int64_t count = source.shape(0), columns = source.shape(1);

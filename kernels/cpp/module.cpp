@@ -13,6 +13,7 @@ NB_MODULE(_cpu, m) {
     m.def("fma_loop", [](int64_t rounds) { return halfbyte::kernels().fma_loop(rounds); });
     m.def("threads", &halfbyte::thread_count);
     halfbyte::bind_linear(m);
+    halfbyte::bind_codebooks(m);
     halfbyte::bind_encode(m);
     halfbyte::bind_nn(m);
     halfbyte::bind_conv(m);
