@@ -32,6 +32,7 @@ from halfbyte.ir.tensor import tensor_from_array
 from halfbyte.runtime.backend import Backend, BoundNode, RunGraph, Slot, Step, WeightStore
 from halfbyte.runtime.kv_cache import KvCache
 from halfbyte.runtime.memory_plan import Lifetime, check_bytes, place
+from halfbyte.runtime.observation import Observer, observed_step
 from halfbyte.runtime.reference import evaluated, reference_step
 from halfbyte.runtime.stages import Frontier, Stages
 from halfbyte.runtime.subgraphs import SubgraphRunner
@@ -87,6 +88,7 @@ class PlanBuilder:
         weights: WeightStore,
         cache: KvCache | None,
         run: RunGraph,
+        observer: Observer | None = None,
     ) -> None:
         """Take what the plan binds to."""
         self.graph = graph
@@ -94,6 +96,7 @@ class PlanBuilder:
         self.weights = weights
         self.cache = cache
         self.run = run
+        self.observer = observer
         self.slots: dict[Value, Slot] = {}
         self.shadows: dict[Value, Value] = {}
         self.roots: dict[Slot, Slot] = {}
@@ -115,7 +118,9 @@ class PlanBuilder:
 
     def next_stage(self) -> PlanBuilder:
         """Return a builder for the nodes that were left over, with all that is known so far."""
-        twin = PlanBuilder(self.graph, self.backend, self.weights, self.cache, self.run)
+        twin = PlanBuilder(
+            self.graph, self.backend, self.weights, self.cache, self.run, self.observer
+        )
         twin.slots, twin.shadows = dict(self.slots), dict(self.shadows)
         twin.roots = dict(self.roots)
         return twin
@@ -318,7 +323,7 @@ class PlanBuilder:
         if step is None:
             plan.fallbacks.append(bound.node.label)
             step = reference_step(bound)
-        plan.steps.append(step)
+        plan.steps.append(observed_step(bound, step, self.observer))
         plan.labels.append(bound.node.label)
 
 
@@ -371,10 +376,12 @@ def compile_plan(
     weights: WeightStore | None = None,
     cache: KvCache | None = None,
     run: RunGraph | None = None,
+    observer: Observer | None = None,
 ) -> Plan:
     """Return the plan that runs `graph` on inputs of these types; a bare shape has no dtype.
 
-    run: what runs the graphs inside nodes, to be shared by the plans of a session.
+    run: what runs the graphs inside nodes, to be shared by the plans of a session; observer: sees
+    what meets the weights of linear layers.
 
     Raises:
         GraphError: shapes contradict the graph.
@@ -383,7 +390,7 @@ def compile_plan(
     """
     store = weights or WeightStore(backend)
     runner = run or SubgraphRunner(backend, store, compile_plan)
-    builder = PlanBuilder(graph, backend, store, cache, runner)
+    builder = PlanBuilder(graph, backend, store, cache, runner, observer)
     kinds = {
         name: kind if isinstance(kind, ValueType) else ValueType(None, kind)
         for name, kind in types.items()

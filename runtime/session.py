@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from halfbyte.runtime import get_backend
 from halfbyte.runtime.backend import WeightStore
 from halfbyte.runtime.compile import Plan, compile_plan
 from halfbyte.runtime.kv_cache import KvCache
+from halfbyte.runtime.observation import Observer
 from halfbyte.runtime.stages import kind_of
 from halfbyte.runtime.subgraphs import SubgraphRunner, copied
 
@@ -39,6 +41,7 @@ class Session:
     source: a Model, a Graph, or a path that `halfbyte.open` takes. device: a name in BACKENDS.
     compute: `exact` (float32 activations) or `int8` (rounded where weights are quantized).
     capacity: positions the states hold; None grows as needed. fuse: merge nodes for speed.
+    observer: sees what meets the weights of linear layers, by the constants' names.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Session:
         threads: int | None = None,
         capacity: int | None = None,
         fuse: bool = True,
+        observer: Observer | None = None,
     ) -> None:
         """Prepare the graph; weights are touched when a run first needs them.
 
@@ -64,7 +68,8 @@ class Session:
             run_passes(self.graph)
         self.cache = KvCache(self.graph.states, capacity)
         self.weights = WeightStore(self.backend)
-        self._runner = SubgraphRunner(self.backend, self.weights, compile_plan)
+        self._compile = partial(compile_plan, observer=observer)
+        self._runner = SubgraphRunner(self.backend, self.weights, self._compile)
         self.history: list[int] | None = []
         self._inputs = {value.name: value for value in self.graph.inputs}
         self._limits = index_limits(self.graph)
@@ -150,7 +155,9 @@ class Session:
         if key in self._plans:
             self._plans.move_to_end(key)
             return self._plans[key]
-        made = compile_plan(self.graph, self.backend, types, self.weights, self.cache, self._runner)
+        made = self._compile(
+            self.graph, self.backend, types, self.weights, self.cache, self._runner
+        )
         self._plans[key] = made
         if len(self._plans) > KEPT_PLANS:
             self._plans.popitem(last=False)

@@ -72,9 +72,13 @@ class _Agreement:
 
     def beginning(self) -> int | None:
         """Return the token the reference's vocabulary puts before every text, or None."""
-        codec = self.codecs[0]
-        added = codec.encode("", add_special=True)
-        return added[0] if added and added[0] == codec.tokenizer.special_ids.get("bos") else None
+        return beginning_of(self.codecs[0])
+
+
+def beginning_of(codec: Codec) -> int | None:
+    """Return the beginning-of-sequence token if the vocabulary puts it before every text."""
+    added = codec.encode("", add_special=True)
+    return added[0] if added and added[0] == codec.tokenizer.special_ids.get("bos") else None
 
 
 def _codec(model: Model) -> Codec:

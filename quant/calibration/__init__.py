@@ -1,0 +1,1 @@
+"""Calibration: what a model's linear layers see on a text."""
