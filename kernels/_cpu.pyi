@@ -37,7 +37,11 @@ def decode(weight: Weight, start: int, stop: int, out: NDArray[Any], /) -> None:
 def gather_rows(weight: Weight, ids: NDArray[Any], out: NDArray[Any], /) -> None: ...
 def set_codebook(kind: int, digits: NDArray[Any], levels: NDArray[Any], /) -> None: ...
 def encode(
-    kind: int, rows: NDArray[Any], importance: NDArray[Any] | None, out: NDArray[Any]
+    kind: int,
+    rows: NDArray[Any],
+    importance: NDArray[Any] | None,
+    out: NDArray[Any],
+    compat: bool = ...,
 ) -> None: ...
 def rms_norm(
     x: NDArray[Any], weight: NDArray[Any], epsilon: float, out: NDArray[Any], /

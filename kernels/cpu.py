@@ -34,6 +34,7 @@ _KIND_IDS = {name: index for index, name in enumerate(KINDS)}
 _NUMBER_IDS = {"float32": 1, "float16": 2, "bfloat16": 3, "uint8": 4}
 _BLOCKS = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"})
 _K_BLOCKS = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
+_GRIDS = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"})
 _DENSE = frozenset({"float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"})
 _READABLE = _DENSE | _BLOCKS | _K_BLOCKS | {"affine"}
 
@@ -41,7 +42,7 @@ _READABLE = _DENSE | _BLOCKS | _K_BLOCKS | {"affine"}
 CLAIMS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "decode": _READABLE,
-        "encode": _BLOCKS | {"float32", "float16", "bfloat16"},
+        "encode": _BLOCKS | _GRIDS | {"float32", "float16", "bfloat16"},
         "linear": _READABLE,
         "linear_int8": _BLOCKS | {"Q4_K", "Q5_K", "affine"},
         "gather_rows": _READABLE,
@@ -219,10 +220,14 @@ def decode(kind: str, data: Array, columns: int, **affine: Any) -> Float32:
     return LinearWeight(kind, data, data.shape[0], columns, **affine).decode()
 
 
-def encode(kind: str, rows: Float32, importance: Float32 | None = None) -> NDArray[np.uint8]:
+def encode(
+    kind: str, rows: Float32, importance: Float32 | None = None, compat: bool = False
+) -> NDArray[np.uint8]:
     """Encode rows [rows, columns] with ggml's own algorithm, byte for byte.
 
-    importance: [columns] float32 weights of the search; Q8_0 and dense kinds ignore it.
+    importance: [columns] float32 weights of the search; Q8_0 and dense kinds ignore it, IQ2_XXS,
+    IQ2_XS and IQ1_S need it. compat: ggml's bytes also where its own decoder reads other values
+    from them (IQ3_S blocks with a group of zeros).
     Returns uint8 [rows, row_bytes]. NaN and infinities are not looked for.
 
     Raises:
@@ -237,7 +242,7 @@ def encode(kind: str, rows: Float32, importance: Float32 | None = None) -> NDArr
     row_bytes = -(-rows.shape[1] // layout.values) * layout.bytes
     out = np.empty((rows.shape[0], row_bytes), np.uint8)
     whole = np.require(rows, requirements="A")  # mapped files are often not aligned
-    _native().encode(_kind_id(kind), whole, importance, out)
+    _native().encode(_kind_id(kind), whole, importance, out, compat)
     return out
 
 

@@ -6,9 +6,10 @@
 namespace halfbyte {
 
 struct EncoderTable {
-    // importance: [columns] or null. Blocks go to out; every instruction set gives the same bytes.
-    void (*encode)(Kind, const float* x, const float* importance, int64_t rows, int64_t columns,
-                   uint8_t* out);
+    // importance: [columns] or null; compat: ggml's bytes also where they are a fault of ggml's.
+    // Blocks go to out; every instruction set gives the same bytes.
+    void (*encode)(Kind, const float* x, const float* importance, bool compat, int64_t rows,
+                   int64_t columns, uint8_t* out);
 };
 
 // Whether `encode` takes the kind.

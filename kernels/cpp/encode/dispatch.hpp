@@ -1,12 +1,14 @@
 // From a kind to its encoder. Kinds listed here are those that has_encoder() names.
 #pragma once
 
+#include "encode/iq2.hpp"
+#include "encode/iq3.hpp"
 #include "encode/weighted.hpp"
 
 namespace halfbyte {
 namespace HB_ISA {
 
-static void encode(Kind kind, const float* x, const float* importance, int64_t rows,
+static void encode(Kind kind, const float* x, const float* importance, bool compat, int64_t rows,
                    int64_t columns, uint8_t* out) {
     switch (kind) {
         case Kind::float32:
@@ -26,6 +28,19 @@ static void encode(Kind kind, const float* x, const float* importance, int64_t r
             return encode_kind<BlockQ5_1>(x, importance, rows, columns, out);
         case Kind::Q8_0:
             return encode_blocks<BlockQ8_0>(x, rows * columns / kStep, out);
+        case Kind::IQ2_XXS:
+            return encode_grid_rows<SearchIQ2_XXS>(kind, x, importance, rows, columns, out);
+        case Kind::IQ2_XS:
+            return encode_grid_rows<SearchIQ2_XS>(kind, x, importance, rows, columns, out);
+        case Kind::IQ2_S:
+            return encode_grid_rows<SearchIQ2_S>(kind, x, importance, rows, columns, out);
+        case Kind::IQ3_XXS:
+            return encode_grid_rows<SearchIQ3_XXS>(kind, x, importance, rows, columns, out);
+        case Kind::IQ3_S:
+            return compat ? encode_grid_rows<SearchIQ3_S<true>>(kind, x, importance, rows, columns,
+                                                                out)
+                          : encode_grid_rows<SearchIQ3_S<false>>(kind, x, importance, rows, columns,
+                                                                 out);
         default:
             return;
     }
