@@ -10,14 +10,13 @@ Source: conversion/{base,llama,qwen,gpt2,bert}.py of llama.cpp.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from halfbyte.converters.gguf.ggml_types import QUANTIZATION_VERSION, ValueType
 from halfbyte.converters.gguf.hyperparameters import Hyperparameters
-from halfbyte.converters.gguf.metadata_value import MetadataValue, typed
+from halfbyte.converters.gguf.metadata_value import MetadataValue, plain, typed
+from halfbyte.converters.gguf.model_card import read_sampling
 from halfbyte.converters.gguf.rope_keys import read_rope, rope_keys
 from halfbyte.errors import FormatError, UnsupportedError
 
@@ -27,13 +26,6 @@ VERSION_KEY = "general.quantization_version"
 POOLING_TYPES = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 MAX_LAYERS = 512
 
-_SAMPLING: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "top_k": ("general.sampling.top_k", np.int32),
-    "top_p": ("general.sampling.top_p", np.float32),
-    "min_p": ("general.sampling.min_p", np.float32),
-    "temperature": ("general.sampling.temp", np.float32),
-    "repetition_penalty": ("general.sampling.penalty_repeat", np.float32),
-}
 _SPECIAL_IDS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
     "eos_token_id": "tokenizer.ggml.eos_token_id",
@@ -41,39 +33,10 @@ _SPECIAL_IDS = {
 }
 ROTARY = ("llama", "qwen2", "qwen3")
 """Architectures with rotary attention over grouped heads and RMS norms."""
+POOLED = ("bert", "qwen2", "qwen3")
+"""Those whose files may say how token states become one vector."""
 INTERLEAVED = ("llama",)
 """Those whose files hold the two rows of a rotary pair side by side."""
-
-
-def size_label(parameters: int) -> str:
-    """Return a parameter count as in `general.size_label`: 135M, 1.1B."""
-    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if parameters >= scale or suffix == "K":
-            break
-    scaled = parameters / scale
-    return f"{scaled:.{1 if round(scaled) < 10 else 0}f}{suffix}"
-
-
-def sampling_keys(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `general.sampling.*` for a generation config."""
-    found: dict[str, Any] = {}
-    for name, (key, dtype) in _SAMPLING.items():
-        value = generation.get(name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[key] = dtype(value)
-    return found
-
-
-def general_keys(
-    architecture: str, name: str, parameters: int, generation: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the `general.*` keys that open a file."""
-    found: dict[str, Any] = {"general.architecture": architecture, "general.type": "model"}
-    found |= sampling_keys(generation)
-    found["general.name"] = name
-    if parameters:
-        found["general.size_label"] = size_label(parameters)
-    return found
 
 
 def _common_keys(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
@@ -101,11 +64,11 @@ def _common_keys(config: Mapping[str, Any], architecture: str) -> dict[str, Any]
 def _extra_keys(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
     if architecture == "llama":
         return {"vocab_size": config["vocab_size"], "rope.dimension_count": config["head_dim"]}
-    if architecture == "bert":
-        pooling = POOLING_TYPES.get(str(config.get("pooling_type")))
-        found: dict[str, Any] = {"attention.causal": False}
-        return found if pooling is None else {**found, "pooling_type": pooling}
-    return {}
+    found: dict[str, Any] = {"attention.causal": False} if architecture == "bert" else {}
+    pooling = POOLING_TYPES.get(str(config.get("pooling_type")))
+    if architecture in POOLED and pooling is not None:
+        found["pooling_type"] = pooling
+    return found
 
 
 def architecture_keys(
@@ -155,14 +118,7 @@ def _special_ids(metadata: Mapping[str, MetadataValue]) -> dict[str, int]:
 
 def generation_config(metadata: Mapping[str, MetadataValue]) -> dict[str, Any]:
     """Return special ids and sampling settings as generation_config.json has them."""
-    found: dict[str, Any] = dict(_special_ids(metadata))
-    keys = Hyperparameters("", "general.sampling", metadata)
-    for name, (key, _) in _SAMPLING.items():
-        entry = keys.find(key.removeprefix("general.sampling."))
-        if entry is not None and isinstance(entry.value, (int, float)):
-            value = keys.number(key.removeprefix("general.sampling."))
-            found[name] = int(value) if name == "top_k" else value
-    return found
+    return {**_special_ids(metadata), **read_sampling(plain(metadata))}
 
 
 def raw_config(
@@ -203,7 +159,7 @@ def raw_config(
         config["hidden_act"] = "gelu_new"
     else:
         config |= _bert_config(keys, metadata)
-    return config
+    return config | (_pooling(keys) if architecture in POOLED else {})
 
 
 def _rotary_config(keys: Hyperparameters, heads: int, width: int) -> dict[str, Any]:
@@ -224,16 +180,17 @@ def _rotary_config(keys: Hyperparameters, heads: int, width: int) -> dict[str, A
 
 def _bert_config(keys: Hyperparameters, metadata: Mapping[str, MetadataValue]) -> dict[str, Any]:
     tokens = Hyperparameters(keys.where, "tokenizer.ggml", metadata)
-    found: dict[str, Any] = {
+    return {
         "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
         "type_vocab_size": tokens.integer("token_type_count", 1),
         "hidden_act": "gelu",
     }
+
+
+def _pooling(keys: Hyperparameters) -> dict[str, str]:
     pooling = keys.integer("pooling_type", 0, 0)
     names = {number: name for name, number in POOLING_TYPES.items()}
-    if pooling in names and pooling:
-        found["pooling_type"] = names[pooling]
-    return found
+    return {"pooling_type": names[pooling]} if pooling in names and pooling else {}
 
 
 def updated_pairs(

@@ -29,16 +29,18 @@ from halfbyte.converters.gguf.metadata import (
     CONFIG_KEY,
     FILE_TYPE_KEY,
     INTERLEAVED,
+    POOLED,
     VERSION_KEY,
     architecture_keys,
     config_text,
-    general_keys,
     text_value,
     updated_pairs,
 )
 from halfbyte.converters.gguf.metadata_value import MetadataValue, typed
+from halfbyte.converters.gguf.model_card import general_keys
 from halfbyte.converters.gguf.names import gguf_name
 from halfbyte.converters.gguf.profile import GgufProfile, check_profile
+from halfbyte.converters.gguf.vocabulary import tokenizer_keys
 from halfbyte.converters.gguf.writer import stored_type
 from halfbyte.converters.weight_map import in_rotary_order
 from halfbyte.errors import FormatError, UnsupportedError
@@ -180,31 +182,10 @@ def _pooling_type(model: Model) -> str | None:
     for name, flag in (("mean", "mean_tokens"), ("cls", "cls_token"), ("last", "lasttoken")):
         if settings.get(f"pooling_mode_{flag}"):
             return name
+    named = {"mean": "mean", "cls": "cls", "lasttoken": "last"}.get(settings.get("pooling_mode"))
+    if named is not None:
+        return named
     raise UnsupportedError("this kind of pooling", f"{folder}/config.json", ["mean", "cls", "last"])
-
-
-def _model_name(model: Model) -> str:
-    origin = model.metadata.get("origin") or {}
-    first = origin.get("source") or model.provenance.source
-    source = str(model.config.get("_name_or_path") or first)
-    return source.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or "model"
-
-
-def _tokenizer_keys(model: Model, architecture: str) -> dict[str, Any]:
-    from halfbyte.converters.tokenizers import to_gguf
-
-    found: dict[str, Any] = {}
-    if architecture == "bert":
-        found["tokenizer.ggml.token_type_count"] = model.config["type_vocab_size"]
-    if model.tokenizer is None:
-        found[f"{architecture}.vocab_size"] = model.config["vocab_size"]
-        found["tokenizer.ggml.model"] = "none"
-        return found
-    warnings: list[str] = []
-    found |= to_gguf(model.tokenizer, model.config["vocab_size"], warnings)
-    for warning in warnings:
-        log.warning("%s", warning)
-    return found
 
 
 def _converted_metadata(
@@ -212,13 +193,13 @@ def _converted_metadata(
 ) -> dict[str, MetadataValue]:
     name = architecture.gguf_name
     config = dict(model.config)
-    pooling = _pooling_type(model) if name == "bert" else None
+    pooling = _pooling_type(model) if name in POOLED else None
     if pooling is not None:
         config["pooling_type"] = pooling
     parameters = sum(tensor.size for tensor in tensors)
-    found = general_keys(name, _model_name(model), parameters, model.generation_config)
+    found = general_keys(model, name, "model", parameters)
     found |= architecture_keys(config, name, guess_file_type(tensors))
     found[VERSION_KEY] = QUANTIZATION_VERSION
-    found |= _tokenizer_keys(model, name)
+    found |= tokenizer_keys(model, name)
     found[CONFIG_KEY] = config_text(config)
     return {key: typed(value) for key, value in found.items()}

@@ -47,10 +47,12 @@ TEXT_FILES = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
+    "README.md",
     "LICENSE",
     "LICENSE.txt",
     "NOTICE",
 )
+TEMPLATES = "additional_chat_templates"
 MAX_TEXT_BYTES = 200_000_000
 HEAD = WeightKey(Role.OUTPUT_HEAD)
 EMBEDDING = WeightKey(Role.TOKEN_EMBEDDING)
@@ -68,13 +70,14 @@ class _Described:
 
 
 def read_text_files(folder: Path) -> dict[str, bytes]:
-    """Return config, tokenizer and licence files of a folder by name, byte for byte.
+    """Return config, tokenizer, licence and card of a folder by name, byte for byte.
 
     Raises:
         FormatError: one of them is too large.
     """
     found: dict[str, bytes] = {}
-    for name in TEXT_FILES:
+    templates = sorted(path.name for path in (folder / TEMPLATES).glob("*.jinja"))
+    for name in (*TEXT_FILES, *(f"{TEMPLATES}/{template}" for template in templates)):
         path = folder / name
         if path.is_file():
             if path.stat().st_size > MAX_TEXT_BYTES:

@@ -10,20 +10,18 @@ import numpy as np
 import pytest
 
 from halfbyte.converters.architectures import get_architecture
-from halfbyte.converters.gguf.ggml_types import ValueType
 from halfbyte.converters.gguf.hyperparameters import Hyperparameters
 from halfbyte.converters.gguf.limits import check_config, check_keys
 from halfbyte.converters.gguf.metadata import (
     CONFIG_KEY,
     architecture_keys,
     carried_config,
-    general_keys,
     generation_config,
     raw_config,
-    size_label,
     text_value,
 )
 from halfbyte.converters.gguf.metadata_value import MetadataValue, plain, typed
+from halfbyte.converters.gguf.model_card import sampling_keys
 from halfbyte.converters.gguf.rope_keys import yarn_attention_factor
 from halfbyte.errors import FormatError, HalfbyteError, UnsupportedError
 from halfbyte.ir.model import Model
@@ -89,29 +87,6 @@ def test_keys_of_other_architectures() -> None:
     assert bert["bert.attention.causal"] is False
     assert bert["bert.pooling_type"] == 1
     assert bert["bert.attention.layer_norm_epsilon"] == float(np.float32(1e-12))
-
-
-def test_general_keys() -> None:
-    generation = {"temperature": 0.5, "top_k": 40, "repetition_penalty": 1.25, "top_p": None}
-    found = {k: typed(v) for k, v in general_keys("llama", "n", 1_100_000_000, generation).items()}
-    assert found == {
-        "general.architecture": typed("llama"),
-        "general.type": typed("model"),
-        "general.sampling.top_k": MetadataValue(40, ValueType.INT32),
-        "general.sampling.temp": typed(0.5),
-        "general.sampling.penalty_repeat": typed(1.25),
-        "general.name": typed("n"),
-        "general.size_label": typed("1.1B"),
-    }
-    assert "general.size_label" not in general_keys("llama", "n", 0, {})
-
-
-@pytest.mark.parametrize(
-    ("count", "label"),
-    [(134_515_008, "135M"), (1.1e9, "1.1B"), (9.6e9, "10B"), (3e12, "3.0T"), (15_000, "15K")],
-)
-def test_size_labels(count: float, label: str) -> None:
-    assert size_label(int(count)) == label
 
 
 SCALINGS: list[dict[str, Any]] = [
@@ -356,7 +331,7 @@ def test_floats_are_read_as_the_shortest_decimal() -> None:
 
 def test_generation_config_comes_back() -> None:
     generation = {"temperature": 0.7, "top_k": 40, "top_p": 0.9}
-    found = {k: typed(v) for k, v in general_keys("llama", "n", 1, generation).items()}
+    found = {k: typed(v) for k, v in sampling_keys(generation).items()}
     found["tokenizer.ggml.eos_token_id"] = typed(5)
     assert generation_config(found) == {**generation, "eos_token_id": 5}
 
