@@ -11,6 +11,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("halfbyte.cli.convert", "Write a model in another format."),
     "quantize": ("halfbyte.cli.quantize", "Write a model with weights in a smaller encoding."),
     "verify": ("halfbyte.cli.verify", "Measure how far a model is from its reference."),
+    "diff": ("halfbyte.cli.diff", "Show what differs between two models."),
+    "edit": ("halfbyte.cli.edit", "Change the metadata of a GGUF file."),
     "run": ("halfbyte.cli.run", "Generate text, or run arrays through a model."),
     "bench": ("halfbyte.cli.bench", "Measure prefill and decode speed."),
     "demo": ("halfbyte.cli.demo", "Take the embedded model through every stage."),

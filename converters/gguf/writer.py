@@ -89,9 +89,10 @@ def _padding(length: int, alignment: int) -> int:
     return -length % alignment
 
 
-def _header(
+def header_bytes(
     metadata: Mapping[str, MetadataValue], tensors: Sequence[Tensor], alignment: int
 ) -> bytes:
+    """Return everything before the tensors' data, padding included."""
     pieces = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     pieces += [pack_pair(key, entry) for key, entry in metadata.items()]
     offset = 0
@@ -148,7 +149,7 @@ def write_gguf(
         UnsupportedError: GGUF cannot hold a tensor's encoding, shape or name.
     """
     alignment = alignment_of(metadata)
-    header = _header(metadata, tensors, alignment)
+    header = header_bytes(metadata, tensors, alignment)
     with atomic_file(path) as stream:
         stream.write(header)
         _write_data(stream, tensors, alignment, threads, progress)

@@ -16,6 +16,7 @@ from halfbyte.ir.model import Model
 
 if TYPE_CHECKING:
     from halfbyte.runtime.session import Session
+    from halfbyte.verification.diff import Comparison
     from halfbyte.verification.inspection import Inspection
     from halfbyte.verification.report import VerifyReport
     from halfbyte.verification.stored_graph import Runnable
@@ -203,3 +204,33 @@ def inspect(
     if verify:
         reader.verify_content(path, threads or available_threads())
     return describe(model, str(source), read_weights=verify)
+
+
+def _in_one_order(model: Model) -> Model:
+    """Return the model with query and key rows in the order of Hugging Face."""
+    from halfbyte.converters.architectures import ARCHITECTURES, get_architecture
+    from halfbyte.converters.weight_map import model_in_rotary_order
+
+    if model.build is None or model.architecture not in ARCHITECTURES:
+        return model
+    return model_in_rotary_order(model, get_architecture(model.architecture), interleaved=False)
+
+
+def diff(
+    first: str | Path, second: str | Path, *, progress: ProgressFor | None = None
+) -> Comparison:
+    """Return what differs between two models: settings, tokenizer, metadata, tensors.
+
+    Models of different formats are compared by what their weights stand for; metadata only where
+    both have the same kind.
+
+    Raises:
+        HalfbyteError: a file cannot be read.
+    """
+    from halfbyte.verification.diff import compare
+
+    models = [_in_one_order(open(path)) for path in (first, second)]
+    held = [model.metadata.get("gguf") for model in models]
+    metadata = (held[0], held[1]) if held[0] is not None and held[1] is not None else ({}, {})
+    total = sum(tensor.nbytes for tensor in models[0].weights.values())
+    return compare(*models, metadata, None if progress is None else progress(total))
