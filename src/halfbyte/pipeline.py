@@ -233,4 +233,5 @@ def diff(
     held = [model.metadata.get("gguf") for model in models]
     metadata = (held[0], held[1]) if held[0] is not None and held[1] is not None else ({}, {})
     total = sum(tensor.nbytes for tensor in models[0].weights.values())
-    return compare(*models, metadata, None if progress is None else progress(total))
+    step = None if progress is None else progress(total)
+    return compare(models[0], models[1], metadata, step)
