@@ -94,8 +94,8 @@ def compare(
     generations = first.generation_config, second.generation_config
     if first.provenance.format != second.provenance.format:
         common = generations[0].keys() & generations[1].keys()
-        one, other = generations
-        generations = {k: one[k] for k in common}, {k: other[k] for k in common}
+        said, heard = generations
+        generations = {k: said[k] for k in common}, {k: heard[k] for k in common}
     entries = [
         *_entries("config", first.config, second.config),
         *_entries("generation", *generations),
