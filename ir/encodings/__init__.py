@@ -31,6 +31,13 @@ ENCODINGS: dict[str, str] = {
     r"Q4_K": f"{_HERE}.ggml_k:Q4_K",
     r"Q5_K": f"{_HERE}.ggml_k:Q5_K",
     r"Q6_K": f"{_HERE}.ggml_k:Q6_K",
+    r"IQ1_S": f"{_HERE}.ggml_iq1:IQ1_S",
+    r"IQ1_M": f"{_HERE}.ggml_iq1:IQ1_M",
+    r"IQ2_XXS": f"{_HERE}.ggml_iq2:IQ2_XXS",
+    r"IQ2_XS": f"{_HERE}.ggml_iq2:IQ2_XS",
+    r"IQ2_S": f"{_HERE}.ggml_iq2:IQ2_S",
+    r"IQ3_XXS": f"{_HERE}.ggml_iq3:IQ3_XXS",
+    r"IQ3_S": f"{_HERE}.ggml_iq3:IQ3_S",
 }
 
 

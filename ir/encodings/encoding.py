@@ -119,6 +119,11 @@ class Encoding(ABC):
         return True
 
     @property
+    def needs_importance(self) -> bool:
+        """Whether `encode` and `fit` work only with importance."""
+        return False
+
+    @property
     def grid(self) -> Grid | None:
         """Return the grid of the codes; None for dense and codebook encodings."""
         return None

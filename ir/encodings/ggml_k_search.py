@@ -60,7 +60,7 @@ class Descent:
         better &= lx * lx * self.sum_l2 > self.sum_lx * self.sum_lx * l2
         if not early:
             better &= l2 > 0
-        self.codes[i] = np.where(better, new, self.codes[i])
+        self.codes[i] = np.where(better, new & 0xFF if early else new, self.codes[i])
         self.sum_lx = np.where(better, lx, self.sum_lx)
         self.sum_l2 = np.where(better, l2, self.sum_l2)
         moved: NDArray[np.bool_] = better
@@ -87,7 +87,10 @@ def signed_descent(x: Float, nmax: int) -> tuple[Codes, Float]:
 
 @np.errstate(all="ignore")
 def positive_search(x: Float, weight: Float, nmax: int) -> tuple[Codes, Float]:
-    """Return (codes in 0..nmax, scale) for values that are not negative. x, weight: [n, groups]."""
+    """Return (codes in 0..nmax, scale) for values that are not negative. x, weight: [n, groups].
+
+    Some callers do pass negative values: their codes are kept as bytes, so -1 counts as 255.
+    """
     largest = x.max(axis=0)
 
     def error(scale: Float, codes: Codes) -> Float:
@@ -95,7 +98,7 @@ def positive_search(x: Float, weight: Float, nmax: int) -> tuple[Codes, Float]:
         return ordered_sum((weight * difference) * difference)
 
     iscale = np.float32(nmax) / largest
-    best = error(np.float32(1) / iscale, nearest_int(iscale * x))
+    best = error(np.float32(1) / iscale, nearest_int(iscale * x) & 0xFF)
     for step in (*range(-4, 0), *range(1, 5)):
         trial = (np.float32(0.1) * np.float32(step) + np.float32(nmax)) / largest
         codes = np.minimum(nearest_int(trial * x), nmax)
@@ -104,6 +107,7 @@ def positive_search(x: Float, weight: Float, nmax: int) -> tuple[Codes, Float]:
         best = np.where(better, found, best)
         iscale = np.where(better, trial, iscale)
     descent = Descent(x, weight, np.minimum(nearest_int(iscale * x), nmax))
+    descent.codes &= 0xFF
     for _ in range(SWEEPS):
         descent.sweep(None, nmax, early=True)
     zero = largest < ZERO_BLOCK

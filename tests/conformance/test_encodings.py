@@ -22,7 +22,15 @@ from halfbyte.ir.encodings.transcode import (
     transcode,
 )
 from halfbyte.quant.algorithms.rtn import requantize
-from support.encoded import bits, dense_tensor, encoded, held, normal_rows, read_in_ranges
+from support.encoded import (
+    bits,
+    dense_tensor,
+    encoded,
+    held,
+    importance_for,
+    normal_rows,
+    read_in_ranges,
+)
 from support.tolerance import TOLERANCES
 
 ALL = list_encodings()
@@ -96,9 +104,9 @@ def test_decode_is_the_grid_arithmetic(encoding: Encoding) -> None:
 @each(QUANTIZED + FLOATING)
 def test_row_ranges_equal_the_whole(encoding: Encoding) -> None:
     tensor = dense_tensor(ROWS, COLUMNS)
-    whole = requantize(tensor, encoding).read()
-    assert bits(read_in_ranges(requantize(tensor, encoding), 1, 5)) == bits(whole)
-    coded = held(requantize(tensor, encoding))
+    coded = requantize(tensor, encoding, importance_for(encoding, COLUMNS))
+    assert bits(read_in_ranges(coded, 1, 5)) == bits(coded.read())
+    coded = held(coded)
     ranges = np.concatenate([coded.decode(0, 7), coded.decode(7, ROWS)])
     assert ranges.tobytes() == coded.decode().tobytes()
 
@@ -106,7 +114,8 @@ def test_row_ranges_equal_the_whole(encoding: Encoding) -> None:
 @each(QUANTIZED + FLOATING)
 def test_encode_stays_within_the_error_bound(encoding: Encoding) -> None:
     rows = normal_rows(64, COLUMNS)
-    decoded = encoding.decode(encoding.encode(rows), COLUMNS).astype(np.float64)
+    importance = importance_for(encoding, COLUMNS)
+    decoded = encoding.decode(encoding.encode(rows, importance), COLUMNS).astype(np.float64)
     width = (
         encoding.block_shape[1] if encoding.grid is None or encoding.grid.group_size else COLUMNS
     )
@@ -128,7 +137,7 @@ def test_assign_finds_the_codes_of_decoded_values(encoding: Encoding) -> None:
 @each(QUANTIZED)
 def test_fit_gives_scales_that_pack_exactly(encoding: Encoding) -> None:
     rows = normal_rows(ROWS, COLUMNS)
-    scales = encoding.fit(rows)
+    scales = encoding.fit(rows, importance_for(encoding, COLUMNS))
     codes = encoding.assign(rows, scales)
     packed = encoding.pack(Unpacked(codes, scales))
     np.testing.assert_array_equal(encoding.unpack(packed, COLUMNS).codes, codes)
@@ -158,14 +167,16 @@ def test_weights_that_are_not_finite_are_refused(encoding: Encoding, bad: float)
     rows = normal_rows(2, COLUMNS)
     rows[1, 3] = bad
     with pytest.raises(QuantizationError, match="NaN or infinite"):
-        encoding.encode(rows)
+        encoding.encode(rows, importance_for(encoding, COLUMNS))
 
 
 @each(QUANTIZED)
 def test_zero_rows_and_all_zero_weights(encoding: Encoding) -> None:
     zeros = np.zeros((2, COLUMNS), np.float32)
-    np.testing.assert_array_equal(encoding.decode(encoding.encode(zeros), COLUMNS), zeros)
-    empty = encoding.encode(np.zeros((0, COLUMNS), np.float32))
+    importance = importance_for(encoding, COLUMNS)
+    decoded = encoding.decode(encoding.encode(zeros, importance), COLUMNS)
+    np.testing.assert_array_equal(decoded, zeros)
+    empty = encoding.encode(np.zeros((0, COLUMNS), np.float32), importance)
     assert encoding.decode(empty, COLUMNS).shape == (0, COLUMNS)
 
 
@@ -173,7 +184,8 @@ def test_zero_rows_and_all_zero_weights(encoding: Encoding) -> None:
 def test_scales_beyond_the_dtype_are_refused_or_exact(encoding: Encoding) -> None:
     rows = normal_rows(1, COLUMNS) * np.float32(1e30)
     try:
-        decoded = encoding.decode(encoding.encode(rows), COLUMNS)
+        encoded_rows = encoding.encode(rows, importance_for(encoding, COLUMNS))
+        decoded = encoding.decode(encoded_rows, COLUMNS)
     except QuantizationError as error:
         assert "float16" in str(error)
     else:
@@ -217,13 +229,14 @@ def test_compiled_kernels_equal_the_reference(encoding: Encoding) -> None:
     if cpu_kernel("decode", kind) is None:
         pytest.skip(f"no compiled kernel claims {kind}")
     rows = normal_rows(ROWS, COLUMNS)
-    parts = encoding.encode(rows)
+    needed = importance_for(encoding, COLUMNS)
+    parts = encoding.encode(rows, needed)
     reference = encoding.decode_reference(parts, COLUMNS)  # type: ignore[attr-defined]
     assert encoding.decode(parts, COLUMNS).tobytes() == reference.tobytes()
     if cpu_kernel("encode", kind) is None:
         return
     importance = np.random.default_rng(5).random(COLUMNS).astype(np.float32)
-    parts = encoding.encode_reference(rows)  # type: ignore[attr-defined]
-    assert bits(encoding.encode(rows)) == bits(parts)
+    parts = encoding.encode_reference(rows, needed)  # type: ignore[attr-defined]
+    assert bits(encoding.encode(rows, needed)) == bits(parts)
     weighted = encoding.encode_reference(rows, importance)  # type: ignore[attr-defined]
     assert bits(encoding.encode(rows, importance)) == bits(weighted)

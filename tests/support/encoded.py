@@ -21,6 +21,11 @@ def dense_tensor(rows: int = 24, columns: int = 128, seed: int = 0, name: str = 
     return tensor_from_array(name, normal_rows(rows, columns, seed))
 
 
+def importance_for(encoding: Encoding, columns: int) -> np.ndarray | None:
+    """Return equal importance for encodings that cannot do without, else None."""
+    return np.ones(columns, np.float32) if encoding.needs_importance else None
+
+
 def held(tensor: Tensor) -> Tensor:
     """Return the tensor with all its parts in memory."""
     parts: dict[str, Part] = {
@@ -38,7 +43,7 @@ def encoded(encoding: Encoding | str, rows: int = 24, columns: int = 128, seed: 
     if not wanted.is_quantized and not getattr(wanted, "is_float", True):
         whole = np.random.default_rng(seed).integers(0, 2, (rows, columns))
         tensor = tensor_from_array("w", whole.astype(np.float32))
-    return held(requantize(tensor, wanted))
+    return held(requantize(tensor, wanted, importance_for(wanted, columns)))
 
 
 def bits(parts: Mapping[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
