@@ -63,7 +63,8 @@ def quantize(
 
 def dequantize(name: str, data: np.ndarray, columns: int) -> np.ndarray:
     """Return ggml's float32 values [rows, columns] for encoded rows."""
-    function = getattr(ggml_base(), f"dequantize_row_{name.replace('Q', 'q')}")
+    lower = name.lower() if name.startswith("IQ") else name.replace("Q", "q")
+    function = getattr(ggml_base(), f"dequantize_row_{lower}")
     function.restype = None
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     data = np.ascontiguousarray(data)
