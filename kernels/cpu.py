@@ -34,7 +34,6 @@ _KIND_IDS = {name: index for index, name in enumerate(KINDS)}
 _NUMBER_IDS = {"float32": 1, "float16": 2, "bfloat16": 3, "uint8": 4}
 _BLOCKS = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"})
 _K_BLOCKS = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
-_GRIDS = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"})
 _DENSE = frozenset({"float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"})
 _READABLE = _DENSE | _BLOCKS | _K_BLOCKS | {"affine"}
 
@@ -42,7 +41,7 @@ _READABLE = _DENSE | _BLOCKS | _K_BLOCKS | {"affine"}
 CLAIMS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "decode": _READABLE,
-        "encode": _BLOCKS | _GRIDS | {"float32", "float16", "bfloat16"},
+        "encode": _BLOCKS | GRID_KINDS.keys() | {"float32", "float16", "bfloat16"},
         "linear": _READABLE,
         "linear_int8": _BLOCKS | {"Q4_K", "Q5_K", "affine"},
         "gather_rows": _READABLE,

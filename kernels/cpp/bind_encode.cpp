@@ -22,6 +22,8 @@ bool has_encoder(Kind kind) {
         case Kind::IQ2_S:
         case Kind::IQ3_XXS:
         case Kind::IQ3_S:
+        case Kind::IQ1_S:
+        case Kind::IQ1_M:
             return true;
         default:
             return false;

@@ -85,6 +85,7 @@ NeighbourTable build(Kind kind) {
     const Columns book(codebook(kind));
     const int wanted = wanted_distances(kind);
     NeighbourTable table;
+    table.codebook = book.packed;
     table.entries.assign(size_t{1} << (book.bits * book.group), -1);
     for (int64_t p = book.size - 1; p >= 0; --p) {
         table.entries[book.packed[p]] = static_cast<int32_t>(-1 - p);

@@ -1,6 +1,7 @@
 // From a kind to its encoder. Kinds listed here are those that has_encoder() names.
 #pragma once
 
+#include "encode/iq1.hpp"
 #include "encode/iq2.hpp"
 #include "encode/iq3.hpp"
 #include "encode/weighted.hpp"
@@ -41,6 +42,10 @@ static void encode(Kind kind, const float* x, const float* importance, bool comp
                                                                 out)
                           : encode_grid_rows<SearchIQ3_S<false>>(kind, x, importance, rows, columns,
                                                                  out);
+        case Kind::IQ1_S:
+            return encode_grid_rows<SearchIQ1_S>(kind, x, importance, rows, columns, out);
+        case Kind::IQ1_M:
+            return encode_grid_rows<SearchIQ1_M>(kind, x, importance, rows, columns, out);
         default:
             return;
     }

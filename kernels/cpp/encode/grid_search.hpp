@@ -37,11 +37,15 @@ struct Quad {
 struct Grid {
     const int32_t* entries;
     const uint16_t* points;
+    const uint16_t* codebook;
 
     explicit Grid(const NeighbourTable& table)
-        : entries(table.entries.data()), points(table.points.data()) {}
+        : entries(table.entries.data()),
+          points(table.points.data()),
+          codebook(table.codebook.data()) {}
     HB_INLINE bool has(uint32_t point) const { return entries[point] < 0; }
     HB_INLINE int index(uint32_t point) const { return -1 - entries[point]; }
+    HB_INLINE uint32_t point(int index) const { return codebook[index]; }
 };
 
 // The packed point of a list with the least sum of w * (scaled level - x)^2, the first of equals.

@@ -17,6 +17,7 @@ struct NeighbourTable {
     // Lists: packed points by (squared distance, index) up to the last wanted distance, filled up
     // with copies of the last one.
     std::vector<uint16_t> points;
+    std::vector<uint16_t> codebook;  // the codebook's points, packed
 };
 
 // Built on the first call; the codebook must be set. IQ1_M shares the table of IQ1_S.
