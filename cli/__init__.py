@@ -10,6 +10,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("halfbyte.cli.inspect", "Show what a model is: tensors, encodings, metadata."),
     "convert": ("halfbyte.cli.convert", "Write a model in another format."),
     "quantize": ("halfbyte.cli.quantize", "Write a model with weights in a smaller encoding."),
+    "imatrix": ("halfbyte.cli.imatrix", "Collect, merge or show importance matrices."),
     "verify": ("halfbyte.cli.verify", "Measure how far a model is from its reference."),
     "diff": ("halfbyte.cli.diff", "Show what differs between two models."),
     "edit": ("halfbyte.cli.edit", "Change the metadata of a GGUF file."),

@@ -93,9 +93,16 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Describe a model."""
+    """Describe a model, or an importance matrix."""
+    from halfbyte.importance import find_importance
     from halfbyte.pipeline import inspect
 
+    matrix = find_importance(source)
+    if matrix is not None:
+        from halfbyte.cli.imatrix import show_importance
+
+        show_importance(matrix, every, as_json, quiet)
+        return
     found = inspect(
         source, verify=verify, threads=threads, revision=revision, allow_pickle=allow_pickle
     )

@@ -58,11 +58,8 @@ def observed_step(bound: BoundNode, step: Step, observer: Observer | None) -> St
     places = OBSERVED.get(bound.spec.key)
     if observer is None or places is None:
         return step
-    names = [
-        value.name
-        for index, value in enumerate(bound.node.inputs)
-        if index in bound.spec.encoded and _is_matrix(value) and observer.wants(value.name)
-    ]
+    read = [v for i, v in enumerate(bound.node.inputs) if v is not None and i in bound.spec.encoded]
+    names = [v.name for v in read if _is_matrix(v) and observer.wants(v.name)]
     x = bound.inputs[places.x]
     chosen = None if places.experts is None else bound.inputs[places.experts]
     if not names or x is None:
@@ -70,8 +67,8 @@ def observed_step(bound: BoundNode, step: Step, observer: Observer | None) -> St
     return _Watched(step, observer, names, x, chosen)
 
 
-def _is_matrix(value: Value | None) -> bool:
-    return value is not None and value.constant is not None and len(value.constant.shape) > 1
+def _is_matrix(value: Value) -> bool:
+    return value.constant is not None and len(value.constant.shape) > 1
 
 
 @dataclass(eq=False)

@@ -54,9 +54,9 @@ class ImportanceMatrix:
             return None
         counts = entry.counts.astype(np.float32)[:, None]
         seen = counts > 0
-        means = entry.sums / np.where(seen, counts, np.float32(1))
+        means = np.asarray(entry.sums / np.where(seen, counts, np.float32(1)), np.float32)
         if not self.per_call:
-            means = np.where(seen, means, np.float32(1))
+            means[~seen[:, 0]] = 1
         return means[0] if len(means) == 1 else means
 
     def for_weight(self, name: str, shape: Sequence[int]) -> Importance | None:

@@ -20,6 +20,7 @@ from halfbyte.ir.tensor import Tensor
 
 if TYPE_CHECKING:
     from halfbyte.quant.calibration.imatrix import SquareCollector
+    from halfbyte.verification.importance import ImportanceReport
 
 LARGEST_SUM = float(np.finfo(np.float32).max)
 
@@ -113,7 +114,8 @@ def _tokens(model: Model, text: str, parse_special: bool) -> tuple[list[int], in
     where = model.provenance.source or "model"
     if not is_language_model(model):
         raise HalfbyteError(
-            f"{where}: is no language model that keeps a cache, an importance matrix needs one"
+            f"{where}: is no language model that keeps a cache, an importance matrix needs one; "
+            "give a decoder"
         )
     if model.tokenizer is None:
         raise HalfbyteError(
@@ -147,3 +149,36 @@ def _collected(
         told = f"{scarce.unseen} of {scarce.experts} experts saw no token, {scarce.few} too few"
         warnings.append(f"{names[scarce.weight]}: {told}; give a longer text")
     return Collected(matrix, tokens, tuple(warnings))
+
+
+def find_importance(path: str | Path) -> ImportanceMatrix | None:
+    """Return the importance matrix that a file holds, None for any other file.
+
+    The older form has no magic: it is told by the ending `.dat`.
+
+    Raises:
+        FormatError: the file is one, but breaks a rule of its form.
+    """
+    from halfbyte.converters.gguf.imatrix import is_importance, read_importance
+
+    file = Path(path)
+    if not file.is_file() or not (file.suffix == ".dat" or is_importance(file)):
+        return None
+    return read_importance(file)
+
+
+def describe_importance(matrix: ImportanceMatrix) -> ImportanceReport:
+    """Return the figures of an importance matrix."""
+    from halfbyte.verification.importance import ImportanceReport, describe_weights, layer_figures
+
+    entries = {n: (e.sums, e.counts) for n, e in matrix.raw().entries.items()}
+    weights = describe_weights(entries)
+    return ImportanceReport(
+        matrix.path,
+        "dat" if matrix.per_call else "gguf",
+        matrix.datasets,
+        matrix.chunk_count,
+        matrix.chunk_size,
+        weights,
+        layer_figures(weights),
+    )
