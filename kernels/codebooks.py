@@ -1,8 +1,8 @@
-"""Codebooks of ggml's IQ types: which groups of values a stored index can mean.
+"""Codebooks of ggml's types: which value, or group of values, a stored index can mean.
 
-An IQ block stores an index into a list of points; a point is `group` levels, one for each value.
-The lists are data of the `gguf` package, read when the first such type is used. IQ1_M has the
-points of IQ1_S.
+A block of the other IQ types stores an index into a list of points; a point is `group` levels, one
+for each value. The lists are data of the `gguf` package, read when the first such type is used.
+IQ1_M has the points of IQ1_S.
 
 Raises (all functions): KeyError for a kind without a codebook.
 """
@@ -15,6 +15,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+# What the 4-bit indices of IQ4_NL and IQ4_XS mean, and twice what those of MXFP4 and NVFP4 mean
+# (E2M1: sign, 2 bits of exponent, 1 of mantissa; index 8 is a second zero).
+IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+E2M1_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 # Kinds with a list of points, and the kind whose list each of them has.
 GRID_KINDS = {

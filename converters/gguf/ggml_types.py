@@ -75,14 +75,6 @@ class GgmlType:
 _CARRIED_TYPES = (
     GgmlType(9, "Q8_1", 32, 36),
     GgmlType(15, "Q8_K", 256, 292),
-    GgmlType(20, "IQ4_NL", 32, 18),
-    GgmlType(23, "IQ4_XS", 256, 136),
-    GgmlType(34, "TQ1_0", 256, 54),
-    GgmlType(35, "TQ2_0", 256, 66),
-    GgmlType(39, "MXFP4", 32, 17),
-    GgmlType(40, "NVFP4", 64, 36),
-    GgmlType(41, "Q1_0", 128, 18),
-    GgmlType(42, "Q2_0", 64, 18),
 )
 
 

@@ -38,6 +38,14 @@ ENCODINGS: dict[str, str] = {
     r"IQ2_S": f"{_HERE}.ggml_iq2:IQ2_S",
     r"IQ3_XXS": f"{_HERE}.ggml_iq3:IQ3_XXS",
     r"IQ3_S": f"{_HERE}.ggml_iq3:IQ3_S",
+    r"IQ4_NL": f"{_HERE}.ggml_iq4:IQ4_NL",
+    r"IQ4_XS": f"{_HERE}.ggml_iq4:IQ4_XS",
+    r"TQ1_0": f"{_HERE}.ggml_ternary:TQ1_0",
+    r"TQ2_0": f"{_HERE}.ggml_ternary:TQ2_0",
+    r"Q1_0": f"{_HERE}.ggml_low_bit:Q1_0",
+    r"Q2_0": f"{_HERE}.ggml_low_bit:Q2_0",
+    r"MXFP4": f"{_HERE}.ggml_fp4:MXFP4",
+    r"NVFP4": f"{_HERE}.ggml_fp4:NVFP4",
 }
 
 

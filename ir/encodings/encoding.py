@@ -129,6 +129,15 @@ class Encoding(ABC):
         return None
 
     @property
+    def span(self) -> Grid | None:
+        """Return a grid that all values lie on, where `unpack` gives its codes.
+
+        For a codebook encoding some codes of it never occur: others can hold its values, not it
+        theirs.
+        """
+        return self.grid
+
+    @property
     def error_bound(self) -> float:
         """Return the largest error of `encode`, in units of the block's largest |value|.
 

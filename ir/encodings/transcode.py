@@ -178,9 +178,9 @@ def _compare(source: Encoding, target: Encoding) -> tuple[Verdict, bool]:
         return _quantized_to_dense(source, target)
     if isinstance(source, Dense):
         return (Verdict.QUANTIZED if source.is_float else Verdict.REFUSED), False
-    if source.grid is None or target.grid is None:
+    if source.span is None or target.grid is None:
         return Verdict.QUANTIZED, False
-    return _grid_to_grid(source.grid, target.grid)
+    return _grid_to_grid(source.span, target.grid)
 
 
 def _dense_to_dense(source: Dense, target: Dense) -> tuple[Verdict, bool]:
@@ -220,7 +220,7 @@ def _quantized_to_dense(source: Encoding, target: Dense) -> tuple[Verdict, bool]
         return Verdict.REFUSED, False
     if target.dtype_name not in ("float32", "float64"):
         return Verdict.ROUNDED, True
-    grid = source.grid
+    grid = source.span
     if grid is None:
         return Verdict.EXACT_TO_ROUNDING, False
     # A short scale times a code of at most 9 bits fits float32's 24 bits.

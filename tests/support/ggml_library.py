@@ -15,6 +15,8 @@ TYPE_IDS = {"F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "BF
 TYPE_IDS |= {"Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
 TYPE_IDS |= {"IQ2_XXS": 16, "IQ2_XS": 17, "IQ2_S": 22, "IQ3_XXS": 18, "IQ3_S": 21}
 TYPE_IDS |= {"IQ1_S": 19, "IQ1_M": 29}
+TYPE_IDS |= {"IQ4_NL": 20, "IQ4_XS": 23, "TQ1_0": 34, "TQ2_0": 35}
+TYPE_IDS |= {"MXFP4": 39, "NVFP4": 40, "Q1_0": 41, "Q2_0": 42}
 
 
 @functools.cache
@@ -63,8 +65,7 @@ def quantize(
 
 def dequantize(name: str, data: np.ndarray, columns: int) -> np.ndarray:
     """Return ggml's float32 values [rows, columns] for encoded rows."""
-    lower = name.lower() if name.startswith("IQ") else name.replace("Q", "q")
-    function = getattr(ggml_base(), f"dequantize_row_{lower}")
+    function = getattr(ggml_base(), f"dequantize_row_{name.lower().replace('_k', '_K')}")
     function.restype = None
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     data = np.ascontiguousarray(data)

@@ -17,6 +17,7 @@ needs_extension = pytest.mark.skipif(not cpu.available(), reason="compiled kerne
 
 BLOCK_KINDS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 K_KINDS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+SMALL_KINDS = ["Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "IQ4_NL", "IQ4_XS"]
 DENSE_DTYPES: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,
@@ -62,6 +63,26 @@ def k_case(kind: str, rows: int, columns: int, seed: int = 0) -> Case:
             blocks[..., at : at + 2] = half[..., None].view(np.uint8)
     data = blocks.reshape(rows, -1)
     return Case(kind, kind, data, quants.dequantize(data, GGMLQuantizationType[kind]))
+
+
+def small_case(kind: str, rows: int, columns: int, seed: int = 0) -> Case:
+    """Return random blocks of ordinary size; values by numpy, gguf-py lacks some of these types."""
+    from halfbyte.ir.encodings import encoding_from_name
+
+    layout = LAYOUTS[kind]
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (rows, columns // layout.values, layout.bytes), np.uint8)
+    if kind == "MXFP4":
+        blocks[..., 0] = rng.integers(117, 123, blocks.shape[:2])
+    elif kind == "NVFP4":
+        blocks[..., :4] = rng.integers(1, 48, (*blocks.shape[:2], 4))
+    else:
+        at = layout.offsets["d"]
+        half = rng.uniform(1e-4, 1e-3, blocks.shape[:2]).astype("<f2")
+        blocks[..., at : at + 2] = half[..., None].view(np.uint8)
+    data = blocks.reshape(rows, -1)
+    encoding: Any = encoding_from_name(kind)
+    return Case(kind, kind, data, encoding.decode_reference({"data": data}, columns))
 
 
 def dense_case(kind: str, rows: int, columns: int, seed: int = 0) -> Case:
@@ -130,6 +151,7 @@ def all_cases(rows: int = 37, columns: int = 192) -> list[Case]:
         *(dense_case(kind, rows, columns - 5) for kind in DENSE_DTYPES),
         *(block_case(kind, rows, columns) for kind in BLOCK_KINDS),
         *(k_case(kind, rows, -(-columns // 256) * 256) for kind in K_KINDS),
+        *(small_case(kind, rows, -(-columns // 256) * 256) for kind in SMALL_KINDS),
         *affine_cases(rows, columns),
     ]
 

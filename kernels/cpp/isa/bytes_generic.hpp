@@ -32,6 +32,18 @@ HB_INLINE B32 pair_nibbles(const uint8_t* p) {
     }
     return r;
 }
+// table[code] for codes below 16; the table stands twice.
+HB_INLINE B32 look_up(B32 codes, const uint8_t* table) {
+    for (int i = 0; i < 32; ++i) codes.v[i] = table[codes.v[i]];
+    return codes;
+}
+// Quarters of 8 bytes in the order 0, 2, 1, 3.
+HB_INLINE B32 swap_middle_quarters(B32 b) {
+    B32 r = b;
+    std::memcpy(r.v + 8, b.v + 16, 8);
+    std::memcpy(r.v + 16, b.v + 8, 8);
+    return r;
+}
 HB_INLINE void store_bytes(uint8_t* p, const B32& b) { std::memcpy(p, b.v, 32); }
 
 }  // namespace HB_ISA

@@ -23,6 +23,16 @@ HB_INLINE B32 pair_nibbles(const uint8_t* p) {
     const B32 split = split_nibbles(p);
     return {vzip1q_u8(split.lo, split.hi), vzip2q_u8(split.lo, split.hi)};
 }
+// table[code] for codes below 16; the table stands twice.
+HB_INLINE B32 look_up(B32 codes, const uint8_t* table) {
+    const uint8x16_t values = vld1q_u8(table);
+    return {vqtbl1q_u8(values, codes.lo), vqtbl1q_u8(values, codes.hi)};
+}
+// Quarters of 8 bytes in the order 0, 2, 1, 3.
+HB_INLINE B32 swap_middle_quarters(B32 b) {
+    return {vcombine_u8(vget_low_u8(b.lo), vget_low_u8(b.hi)),
+            vcombine_u8(vget_high_u8(b.lo), vget_high_u8(b.hi))};
+}
 HB_INLINE void store_bytes(uint8_t* p, B32 b) {
     vst1q_u8(p, b.lo);
     vst1q_u8(p + 16, b.hi);

@@ -55,6 +55,12 @@ HB_INLINE I add_bit4_2(I codes, uint32_t p, uint32_t q) {
     return _mm512_mask_add_epi8(codes, set, codes, _mm512_set1_epi8(16));
 }
 #endif
+// table[code] for codes below 16; the table stands twice.
+HB_INLINE B32 look_up(B32 codes, const uint8_t* table) {
+    return _mm256_shuffle_epi8(load_bytes(table), codes);
+}
+// Quarters of 8 bytes in the order 0, 2, 1, 3.
+HB_INLINE B32 swap_middle_quarters(B32 b) { return _mm256_permute4x64_epi64(b, 0xd8); }
 HB_INLINE void store_bytes(uint8_t* p, B32 b) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), b);
 }

@@ -180,6 +180,8 @@ HB_INLINE I dot4(I acc, I w, I x) {
 // As the C cast: out-of-range gives INT32_MIN.
 HB_INLINE I truncate_int(F v) { return _mm256_cvttps_epi32(v); }
 HB_INLINE I cast_int8(I v) { return _mm256_srai_epi32(_mm256_slli_epi32(v, 24), 24); }
+// One more where m holds.
+HB_INLINE I increment(I a, Mask m) { return _mm256_sub_epi32(a, _mm256_castps_si256(m)); }
 HB_INLINE I imin(I a, I b) { return _mm256_min_epi32(a, b); }
 // Low bytes of the lanes.
 HB_INLINE void store_low_bytes(uint8_t* p, I v) {

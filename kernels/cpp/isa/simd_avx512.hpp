@@ -127,6 +127,8 @@ HB_INLINE I dot4(I acc, I w, I x) {
 // As the C cast: out-of-range gives INT32_MIN.
 HB_INLINE I truncate_int(F v) { return _mm512_cvttps_epi32(v); }
 HB_INLINE I cast_int8(I v) { return _mm512_srai_epi32(_mm512_slli_epi32(v, 24), 24); }
+// One more where m holds.
+HB_INLINE I increment(I a, Mask m) { return _mm512_mask_add_epi32(a, m, a, _mm512_set1_epi32(1)); }
 HB_INLINE I imin(I a, I b) { return _mm512_min_epi32(a, b); }
 // Low bytes of the lanes.
 HB_INLINE void store_low_bytes(uint8_t* p, I v) {

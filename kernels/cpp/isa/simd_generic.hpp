@@ -211,6 +211,11 @@ HB_INLINE I cast_int8(I a) {
     HB_EACH a.v[i] = static_cast<int8_t>(static_cast<uint32_t>(a.v[i]));
     return a;
 }
+// One more where m holds.
+HB_INLINE I increment(I a, Mask m) {
+    HB_EACH a.v[i] += m.v[i];
+    return a;
+}
 HB_INLINE I imin(I a, I b) {
     HB_EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
     return a;

@@ -185,6 +185,11 @@ HB_INLINE I truncate_int(F v) { return {truncate_quad(v.lo), truncate_quad(v.hi)
 HB_INLINE I cast_int8(I v) {
     return {vshrq_n_s32(vshlq_n_s32(v.lo, 24), 24), vshrq_n_s32(vshlq_n_s32(v.hi, 24), 24)};
 }
+// One more where m holds.
+HB_INLINE I increment(I a, Mask m) {
+    return {vsubq_s32(a.lo, vreinterpretq_s32_u32(m.lo)),
+            vsubq_s32(a.hi, vreinterpretq_s32_u32(m.hi))};
+}
 HB_INLINE I imin(I a, I b) { return {vminq_s32(a.lo, b.lo), vminq_s32(a.hi, b.hi)}; }
 // Low bytes of the lanes.
 HB_INLINE void store_low_bytes(uint8_t* p, I v) {

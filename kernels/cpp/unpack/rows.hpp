@@ -4,6 +4,7 @@
 #include "unpack/affine.hpp"
 #include "unpack/blocks.hpp"
 #include "unpack/k_rows.hpp"
+#include "unpack/small_rows.hpp"
 
 namespace halfbyte {
 namespace HB_ISA {
@@ -120,6 +121,22 @@ HB_INLINE void with_reader(const WeightView& w, Function&& function) {
             return function(Tag<KRow<BlockQ5_K>>());
         case Kind::Q6_K:
             return function(Tag<KRow<BlockQ6_K>>());
+        case Kind::Q1_0:
+            return function(Tag<SmallRow<BlockQ1_0>>());
+        case Kind::Q2_0:
+            return function(Tag<SmallRow<BlockQ2_0>>());
+        case Kind::TQ1_0:
+            return function(Tag<SmallRow<BlockTQ1_0>>());
+        case Kind::TQ2_0:
+            return function(Tag<SmallRow<BlockTQ2_0>>());
+        case Kind::MXFP4:
+            return function(Tag<SmallRow<BlockMXFP4>>());
+        case Kind::NVFP4:
+            return function(Tag<SmallRow<BlockNVFP4>>());
+        case Kind::IQ4_NL:
+            return function(Tag<SmallRow<BlockIQ4_NL>>());
+        case Kind::IQ4_XS:
+            return function(Tag<SmallRow<BlockIQ4_XS>>());
         case Kind::affine:
             if (groups_are_regular(w)) return function(Tag<AffineRow>());
             return function(Tag<AffineAnyRow>());
