@@ -1,7 +1,7 @@
 """Build llama.cpp's tools from the sdist of llama-cpp-python, to measure against.
 
 The sdist comes from the package registry; sources and build lie in the user's cache. A folder
-named in HALFBYTE_LLAMA_CPP that already holds `bin/llama-bench` is used as it is. The instruction
+named in HALFBYTE_LLAMA_CPP that already holds the tools in `bin` is used as it is. The instruction
 sets are spelled out because the native build crashes on processors with AMX.
 """
 
@@ -15,7 +15,7 @@ import tarfile
 from pathlib import Path
 
 VERSION = "0.3.36"
-TOOLS = ("llama-bench", "llama-perplexity", "llama-quantize")
+TOOLS = ("llama-bench", "llama-perplexity", "llama-quantize", "llama-imatrix", "llama-gguf-split")
 X86_FLAGS = ("AVX2", "FMA", "F16C", "BMI2", "AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16")
 
 
@@ -58,13 +58,17 @@ def source_folder() -> Path:
     return found[0]
 
 
+def _is_built(build: Path) -> bool:
+    return all((build / "bin" / tool).exists() for tool in TOOLS)
+
+
 def tools_folder() -> Path:
     """Return the folder of the built tools, building them on first use (minutes)."""
     build = _root()
-    if (build / "bin" / "llama-bench").exists():
+    if _is_built(build):
         return build / "bin"
     build = build / "build"
-    if not (build / "bin" / "llama-bench").exists():
+    if not _is_built(build):
         flags = ["-DGGML_NATIVE=OFF", "-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF"]
         if platform.machine() in ("x86_64", "AMD64"):
             flags += [f"-DGGML_{name}=ON" for name in X86_FLAGS if _supported(name)]
