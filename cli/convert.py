@@ -19,7 +19,7 @@ from halfbyte.cli.output import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from halfbyte.conversion import ConvertReport
+    from halfbyte.convert_report import ConvertReport
 
 
 def summary_table(report: ConvertReport) -> Table:
@@ -40,6 +40,35 @@ def summary_table(report: ConvertReport) -> Table:
     return table
 
 
+def plan_table(report: ConvertReport) -> Table:
+    """Return one line for each tensor: what it is and what it would become."""
+    from rich.table import Table
+
+    table = Table()
+    for column in ("tensor", "shape", "from", "to", "bytes", "why"):
+        table.add_column(column, justify="right" if column == "bytes" else "left")
+    for tensor in report.tensors:
+        shape = "x".join(map(str, tensor.shape))
+        table.add_row(
+            tensor.name,
+            shape,
+            tensor.source_encoding,
+            tensor.encoding,
+            str(tensor.bytes),
+            tensor.reason,
+        )
+    return table
+
+
+def _print_forecast(report: ConvertReport) -> None:
+    print_table(plan_table(report))
+    print(f"would write {report.bytes} bytes ({size_text(report.bytes)}) in {_files(report)}")
+
+
+def _files(report: ConvertReport) -> str:
+    return "1 file" if len(report.files) == 1 else f"{len(report.files)} files"
+
+
 def show_report(report: ConvertReport, as_json: bool, quiet: bool) -> None:
     """Print what a conversion did."""
     print_warnings(report.warnings)
@@ -48,10 +77,14 @@ def show_report(report: ConvertReport, as_json: bool, quiet: bool) -> None:
         return
     if quiet:
         return
+    if report.dry_run:
+        _print_forecast(report)
+        return
     print_table(summary_table(report))
     memory = size_text(report.peak_memory_bytes)
+    parts = "" if len(report.files) < 2 else f" in {_files(report)}"
     print(
-        f"{report.output}: {size_text(report.bytes)} in {report.seconds:.1f} s, "
+        f"{report.output}: {size_text(report.bytes)}{parts} in {report.seconds:.1f} s, "
         f"peak anonymous memory {memory}"
     )
     if report.pushed_to:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,6 +11,24 @@ import click
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 DEVICES = ("cpu", "cuda", "metal")
+
+
+SIZE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+SIZE_UNITS |= {f"{name}I": 1 << (10 * power) for power, name in enumerate("KMGT", 1)}
+
+
+def _size(context: click.Context, option: click.Parameter, text: str) -> int:
+    """Return the bytes of a size, plain or with a unit: 500M, 2G, 1.5GiB; 0 for an empty text."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]I?)?B?", text.strip().upper())
+    size = int(float(match[1]) * SIZE_UNITS[match[2] or ""]) if match else 0
+    if text and size < 1:
+        rule = f"{text!r} is no size; give bytes or a unit, e.g. 500M, 2G, 1.5GiB"
+        raise click.BadParameter(rule, context, option)
+    return size
+
+
+def _or_zero(context: click.Context, option: click.Parameter, value: int | None) -> int:
+    return value or 0
 
 
 def _stack(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
@@ -104,6 +123,25 @@ def write_options() -> Callable[[Function], Function]:
             help="Encoding of the tensors a glob names, e.g. 'blk.*.ffn_down=Q8_0'.",
         ),
         click.option(
+            "--keep-split", is_flag=True, help="Write GGUF in the same parts as the source."
+        ),
+        click.option(
+            "--split-max-size",
+            "split_max_bytes",
+            default="",
+            callback=_size,
+            metavar="SIZE",
+            help="Split the output into files of at most so much tensor data, e.g. 2G or 500M.",
+        ),
+        click.option(
+            "--split-max-tensors",
+            type=click.IntRange(min=1),
+            default=None,
+            callback=_or_zero,
+            metavar="N",
+            help="Split a GGUF file into files of at most N tensors.",
+        ),
+        click.option(
             "--requantize", is_flag=True, help="Allow encoding weights that are already quantized."
         ),
         click.option(
@@ -112,6 +150,41 @@ def write_options() -> Callable[[Function], Function]:
         device_options(),
         source_options(),
         output_options(),
+    )
+
+
+def quantize_options() -> Callable[[Function], Function]:
+    """Add the options that only quantize has."""
+    return _stack(
+        click.option("--pure", is_flag=True, help="One type for all weights: no mix."),
+        click.option(
+            "--output-type", default="", metavar="ENC", help="Encoding of the output head."
+        ),
+        click.option(
+            "--token-embedding-type",
+            default="",
+            metavar="ENC",
+            help="Encoding of the token embedding.",
+        ),
+        click.option(
+            "--leave-output", is_flag=True, help="Leave the output head as the source has it."
+        ),
+        click.option(
+            "--imatrix",
+            default="",
+            metavar="FILE",
+            help="Importance matrix, as llama-imatrix or `halfbyte imatrix` writes it.",
+        ),
+        click.option(
+            "--compat",
+            is_flag=True,
+            help="llama.cpp's own bytes also where its encoder has a fault.",
+        ),
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Print what each tensor would become and the size of the file; write nothing.",
+        ),
     )
 
 

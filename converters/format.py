@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from halfbyte.ir.model import Model
 from halfbyte.ir.profile import Profile
@@ -21,10 +21,28 @@ class ReadOptions:
 
 
 @dataclass(frozen=True)
+class GgufChoices:
+    """What is asked of a GGUF file.
+
+    arranged: order of tensors and keys as llama-quantize has it, where the source was GGUF.
+    file_type: the number in `general.file_type`; None guesses it. pairs: keys for the end. Parts:
+    max_bytes of tensor data and max_tensors each, 0 for no limit; or part_of, by weight.
+    """
+
+    arranged: bool = False
+    file_type: int | None = None
+    pairs: Mapping[str, Any] = field(default_factory=dict)
+    max_bytes: int = 0
+    max_tensors: int = 0
+    part_of: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class WriteOptions:
     """How to write: flavour after the colon of `--to`, worker threads, progress in bytes written.
 
     `shard_bytes` splits Hugging Face output; 0 writes one file. `opset` is ONNX's; None: lowest.
+    `gguf` says what a GGUF file holds beside the model, and its parts.
     """
 
     flavour: str = ""
@@ -32,6 +50,7 @@ class WriteOptions:
     progress: Progress | None = None
     shard_bytes: int = 5_000_000_000
     opset: int | None = None
+    gguf: GgufChoices = GgufChoices()
 
 
 @dataclass(frozen=True)
@@ -46,6 +65,14 @@ class WrittenTensor:
     encoding: str
     nbytes: int
     verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What `write` would write: files with their exact bytes, first the one to open; tensors."""
+
+    files: dict[Path, int]
+    tensors: list[WrittenTensor]
 
 
 class Format(Protocol):
@@ -85,4 +112,16 @@ class Format(Protocol):
 
         Raises:
             UnsupportedError: the container cannot say something the model needs.
+        """
+
+
+@runtime_checkable
+class Forecasting(Protocol):
+    """A format that knows beforehand what it will write."""
+
+    def forecast(self, model: Model, path: Path, options: WriteOptions) -> Forecast:
+        """Return what `write` would write; nothing is encoded.
+
+        Raises:
+            UnsupportedError: as `write`.
         """

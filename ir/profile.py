@@ -42,25 +42,17 @@ FLOAT_TABLES = frozenset(
     }
 )
 
-# Names that llama-quantize leaves alone, for tensors whose role is not known.
+# Names that llama-quantize leaves alone, whole and in parts, for tensors whose role is not known.
+_FLOAT_WHOLE_NAMES = ("position_embd.weight", "token_types.weight")
 _FLOAT_NAMES = (
-    "_norm.weight",
-    "ffn_gate_inp.weight",
-    "ffn_gate_tid2eid.weight",
-    "altup",
-    "laurel",
-    "per_layer_model_proj",
-    "ssm_conv1d",
-    "shortconv.conv.weight",
-    "indexer.k_proj.weight",
-    "indexer.q_proj.weight",
-    "attn_rel_b.weight",
-    "position_embd",
-    "token_types",
-    ".rel_pos",
-    ".patch_embd",
-    ".patch_merger",
-    "time_mix_",
+    *("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel"),
+    *("per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight", "attn_rel_b.weight"),
+    *("indexer.k_proj.weight", "indexer.q_proj.weight"),
+    *(".position_embd", ".rel_pos", ".patch_embd", ".patch_merger"),
+    *("sam.pos_embd", "sam.neck.", "sam.net_", "a.rvq.codebook", "mm.a.code_embd"),
+    *(f"time_mix_{part}.weight" for part in ("first", "lerp_fused", "decay_w1", "decay_w2")),
+    *(f"time_mix_{part}.weight" for part in ("w0", "w1", "w2", "v0", "v1", "v2")),
+    *(f"time_mix_{part}.weight" for part in ("a0", "a1", "a2", "g1", "g2")),
 )
 
 
@@ -86,7 +78,8 @@ def stays_float(tensor: Tensor) -> str:
         return "" if tensor.kind == MATRIX else "no linear layer or lookup reads it"
     if tensor.role is None and (dims > 3 or not tensor.name.endswith("weight")):
         return "not a matrix of weights"
-    if tensor.role is None and any(part in tensor.name for part in _FLOAT_NAMES):
+    name = tensor.name if tensor.role is None else ""
+    if name in _FLOAT_WHOLE_NAMES or any(part in name for part in _FLOAT_NAMES):
         return "its name is one that is never quantized"
     return ""
 

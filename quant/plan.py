@@ -1,8 +1,8 @@
 """The plan: which encoding each weight gets. Nothing else chooses encodings.
 
 With a type, the rules are llama-quantize's where it has them: norms, biases, vectors and tables of
-positions stay float; the output head (or the token embedding that serves as one) gets a better type
-than the low-bit types; rows that do not divide into blocks fall back to float16.
+positions stay float; a mix (`mixes.py`) gives better types to weights that matter more; rows that
+do not divide into blocks fall back to smaller blocks or float16.
 Without a type each weight keeps its encoding if the container holds it, else takes a lossless one.
 """
 
@@ -16,25 +16,19 @@ from numpy.typing import NDArray
 
 from halfbyte.errors import QuantizationError, UnsupportedError
 from halfbyte.ir.encodings import encoding_from_name
-from halfbyte.ir.encodings.affine import Affine
 from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.encodings.transcode import Verdict, judge, judge_tensor, refusal, transcode
 from halfbyte.ir.model import Model
 from halfbyte.ir.profile import CONSTANT, Profile, stays_float
-from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import Tensor
 from halfbyte.quant.algorithms import get_algorithm
+from halfbyte.quant.mixes import ROW_LENGTH_FALLBACK, SHORTER_BLOCKS
 from halfbyte.quant.overrides import Aliases, matched_overrides, no_aliases
+from halfbyte.quant.type_choice import TypeChoice, TypeOptions, named_type
 
-# llama-quantize gives all these heads Q6_K.
-HEAD_TYPES = {"Q4_0": "Q8_0", "Q4_1": "Q8_0", "Q5_0": "Q8_0", "Q5_1": "Q8_0"}
-HEAD_TYPES |= dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K"), "Q6_K")
-HEAD_BITS = 8
 SMALLEST_FLOAT_BITS = 16  # of norms, biases and other weights that are never quantized
-# Types with smaller blocks, as llama-quantize picks them for rows that do not divide.
-SHORTER_BLOCKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-ROW_LENGTH_FALLBACK = "float16"
+STAND_IN = "Q8_0"  # where a container does not hold the better type that a mix has
 
 
 @dataclass(frozen=True)
@@ -51,14 +45,26 @@ class Decision:
         """Return the encoding the weight has now."""
         return self.tensor.encoding
 
+    @property
+    def is_search(self) -> bool:
+        """Whether an algorithm chooses codes: the values change, and one side has codes."""
+        has_codes = self.target.is_quantized or self.source.is_quantized
+        return has_codes and not self.verdict.is_lossless
+
 
 @dataclass(frozen=True)
 class Plan:
-    """One decision for each weight of the model, in its order."""
+    """One decision for each weight of the model, in its order.
+
+    file_type: the number of the mix in `general.file_type`, if the type is one. needs_importance:
+    weights that must not be encoded without an importance matrix.
+    """
 
     decisions: tuple[Decision, ...]
     type_name: str = ""
     warnings: tuple[str, ...] = ()
+    file_type: int | None = None
+    needs_importance: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Decision:
         """Return the decision on the weight called `name`."""
@@ -72,11 +78,13 @@ def make_plan(
     overrides: Sequence[tuple[str, str]] = (),
     requantize: bool = False,
     aliases: Aliases = no_aliases,
+    options: TypeOptions | None = None,
 ) -> Plan:
     """Return the plan for writing `model` into a container, quantized to `type_name` if given.
 
-    overrides: (glob, type) pairs; aliases: further names by which globs find a weight. Reads
-    weights only where a verdict depends on their values (range of float16, scales to be narrowed).
+    type_name: a mix or an encoding. overrides: (glob, type) pairs; aliases: further names by which
+    globs find a weight; options: what bends the type. Reads weights only where a verdict depends on
+    their values (range of float16, scales to be narrowed).
 
     Raises:
         UnsupportedError: a type is unknown, the container cannot hold it, or a quantized weight
@@ -84,13 +92,21 @@ def make_plan(
         QuantizationError: no type the container holds has the range of a weight.
         HalfbyteError: an override matches nothing.
     """
-    base = encoding_from_name(type_name) if type_name else None
+    choice = None
+    if type_name:
+        choice = TypeChoice(model, named_type(type_name), options or TypeOptions())
     chosen = matched_overrides(model.weights, overrides, aliases)
-    planner = _Planner(profile, base, requantize, _is_tied(model))
-    for name, tensor in model.weights.items():
-        planner.add(tensor, chosen.get(name))
+    planner = _Planner(profile, choice, requantize)
+    for name, tensor in model.weights.items() if choice is None else choice.in_order():
+        planner.add(name, tensor, chosen.get(name))
     planner.require_effect()
-    return Plan(tuple(planner.decisions), type_name, tuple(planner.warnings))
+    return Plan(
+        tuple(planner.decisions[name] for name in model.weights),
+        type_name,
+        planner.notices,
+        None if choice is None else choice.named.file_type,
+        tuple(name for name in model.weights if name in planner.needs_importance),
+    )
 
 
 def apply_plan(
@@ -98,26 +114,26 @@ def apply_plan(
     plan: Plan,
     method: str = "rtn",
     importance: Mapping[str, NDArray[np.float32]] | None = None,
+    compat: bool = False,
 ) -> Model:
     """Return the model with every weight in its planned encoding, computed while it is read.
 
-    importance: [columns] float32 by weight name, for those that have it.
+    importance: [columns] or, for stacked experts, [matrices, columns] float32 by weight name, for
+    those that have it. compat: llama.cpp's bytes also where its encoder has a fault.
 
     Raises:
         UnsupportedError: no algorithm is called `method`.
     """
     algorithm = get_algorithm(method)
     weights = {}
-    for name, decision in zip(model.weights, plan.decisions, strict=True):
-        tensor, target = decision.tensor, decision.target
+    for (name, tensor), decision in zip(model.weights.items(), plan.decisions, strict=True):
+        target = decision.target
         if target == tensor.encoding:
             weights[name] = tensor
-        elif decision.verdict.is_lossless or not (
-            target.is_quantized or tensor.encoding.is_quantized
-        ):
+        elif not decision.is_search:
             weights[name] = transcode(tensor, target)
         else:
-            weights[name] = algorithm(tensor, target, (importance or {}).get(name))
+            weights[name] = algorithm(tensor, target, (importance or {}).get(name), compat)
     return model.with_weights(weights)
 
 
@@ -134,13 +150,6 @@ def _require_decodable(tensor: Tensor) -> None:
         )
 
 
-def _head_type(base: Encoding) -> Encoding:
-    """Return the type of the output head in a file of type `base`: 8 bits under low-bit types."""
-    if isinstance(base, Affine) and base.bits < HEAD_BITS:
-        return replace(base, bits=HEAD_BITS)
-    return encoding_from_name(HEAD_TYPES[base.name]) if base.name in HEAD_TYPES else base
-
-
 def _fitting(tensor: Tensor, wanted: Encoding) -> Encoding:
     """Return `wanted`, or what stands in for it where rows do not divide into its blocks."""
     try:
@@ -151,44 +160,56 @@ def _fitting(tensor: Tensor, wanted: Encoding) -> Encoding:
     return wanted
 
 
-def _is_head(tensor: Tensor) -> bool:
-    return tensor.role is Role.OUTPUT_HEAD or (
-        tensor.role is None and tensor.name in ("output.weight", "lm_head.weight")
-    )
-
-
-def _is_token_embedding(tensor: Tensor) -> bool:
-    return tensor.role is Role.TOKEN_EMBEDDING or (
-        tensor.role is None and tensor.name == "token_embd.weight"
-    )
-
-
-def _is_tied(model: Model) -> bool:
-    return not any(_is_head(tensor) for tensor in model.weights.values())
-
-
 @dataclass
 class _Planner:
     profile: Profile
-    base: Encoding | None
+    choice: TypeChoice | None
     requantize: bool
-    tied: bool
-    decisions: list[Decision] = field(default_factory=list)
+    decisions: dict[str, Decision] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    needs_importance: set[str] = field(default_factory=set)
+    fallbacks: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, tensor: Tensor, override: tuple[str, Encoding] | None) -> None:
-        """Decide on one weight."""
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Return the warnings, alike ones as one."""
+        alike = [
+            f"{names[0]}{f' and {len(names) - 1} others' if len(names) > 1 else ''}: {what}"
+            for what, names in self.fallbacks.items()
+        ]
+        return (*self.warnings, *alike)
+
+    @property
+    def base(self) -> Encoding | None:
+        """Return the type of most weights, None without a type."""
+        return None if self.choice is None else self.choice.named.base
+
+    def add(self, name: str, tensor: Tensor, override: tuple[str, Encoding] | None) -> None:
+        """Decide on one weight of the model."""
+        decision = self._decision(tensor, override)
+        self.decisions[name] = decision
+        choice, target = self.choice, decision.target
+        if choice is not None and decision.is_search and choice.needs_importance(tensor, target):
+            self.needs_importance.add(name)
+
+    def _decision(self, tensor: Tensor, override: tuple[str, Encoding] | None) -> Decision:
+        choice = self.choice
+        is_fixed = _is_integer(tensor.encoding) or bool(stays_float(tensor))
+        if choice is not None and not is_fixed:
+            stays = choice.stays(tensor)
+            if stays:
+                return replace(self._kept(tensor), reason=stays)
+            explicit = choice.explicit(tensor, override is not None)
+            if explicit is not None:
+                return self._settled(tensor, *explicit, explicit=True)
         if override is not None:
-            decision = self._overridden(tensor, *override)
-        elif self.base is None or _is_integer(tensor.encoding):
-            decision = self._kept(tensor)
-        elif stays_float(tensor):
-            decision = self._float(tensor, stays_float(tensor), self.base)
-        else:
-            wanted, reason = self._wanted(tensor, self.base)
-            decision = self._settled(tensor, wanted, reason)
-        self.decisions.append(decision)
+            return self._overridden(tensor, *override)
+        if choice is None or _is_integer(tensor.encoding):
+            return self._kept(tensor)
+        if is_fixed:
+            return self._float(tensor, stays_float(tensor), choice.named.base)
+        return self._settled(tensor, *choice.choose(tensor))
 
     def require_effect(self) -> None:
         """Check that the container took the type for one weight at least, where it refused any.
@@ -196,10 +217,16 @@ class _Planner:
         Raises:
             UnsupportedError: it took it for none.
         """
-        if self.refused and all(decision.target != self.base for decision in self.decisions):
-            sample = next(d.tensor for d in self.decisions if d.tensor.name == self.refused[0])
+        if self.refused and all(
+            decision.target != self.base for decision in self.decisions.values()
+        ):
+            assert self.choice is not None
+            decided = [decision.tensor for decision in self.decisions.values()]
+            sample = next(tensor for tensor in decided if tensor.name == self.refused[0])
             raise UnsupportedError(
-                f"type {self.base}", f"format {self.profile.name}", self._nearest(sample)
+                f"type {self.choice.named.name}",
+                f"format {self.profile.name}",
+                self._nearest(sample),
             )
 
     def _nearest(self, tensor: Tensor) -> list[str]:
@@ -230,13 +257,6 @@ class _Planner:
             )
             return self._decided(tensor, required, f"{self.profile.name} needs {required}")
         return self._settled(tensor, wanted, f"--tensor {pattern}", explicit=True)
-
-    def _wanted(self, tensor: Tensor, base: Encoding) -> tuple[Encoding, str]:
-        serves_as_head = _is_head(tensor) or (self.tied and _is_token_embedding(tensor))
-        better = _head_type(base) if serves_as_head else base
-        if better != base:
-            return better, f"output head: {better} instead of {base}"
-        return base, f"type {base}"
 
     def _kept(self, tensor: Tensor) -> Decision:
         """Decide without a type: own encoding, else the container's, else a lossless one."""
@@ -288,12 +308,17 @@ class _Planner:
             wanted.part_specs(tensor.rows, tensor.columns)
         except QuantizationError as error:
             fallback = _fitting(tensor, wanted)
-            self.warnings.append(f"{tensor.name}: {fallback} instead of {wanted}, {error.rule}")
+            what = f"{fallback} instead of {wanted}, {error.rule}"
+            self.fallbacks.setdefault(what, []).append(tensor.name)
             wanted = fallback
             reason = f"rows of {tensor.columns} do not divide into blocks"
-        if not self.profile.accepts(tensor, wanted):
-            return self._not_held(tensor, wanted, explicit)
-        return self._decided(tensor, wanted, reason)
+        if self.profile.accepts(tensor, wanted):
+            return self._decided(tensor, wanted, reason)
+        stand_in = encoding_from_name(STAND_IN)
+        better = self.base is not None and wanted != self.base and wanted.is_quantized
+        if better and not explicit and self.profile.accepts(tensor, stand_in):
+            return self._decided(tensor, stand_in, f"{self.profile.name} cannot hold {wanted} here")
+        return self._not_held(tensor, wanted, explicit)
 
     def _not_held(self, tensor: Tensor, wanted: Encoding, explicit: bool) -> Decision:
         held = [candidate.name for candidate in self.profile.alternatives(tensor)]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from halfbyte.converters.format import ReadOptions, WriteOptions, WrittenTensor
+from halfbyte.converters.format import Forecast, ReadOptions, WriteOptions, WrittenTensor
 from halfbyte.converters.gguf.container import is_gguf
 from halfbyte.converters.gguf.profile import GgufProfile
-from halfbyte.converters.gguf.writer import stored_bytes, write_gguf
+from halfbyte.converters.gguf.writer import file_bytes, stored_bytes
 from halfbyte.errors import UnsupportedError
 from halfbyte.ir.model import Model
+
+if TYPE_CHECKING:
+    from halfbyte.converters.gguf.output import Output
 
 
 class GgufFormat:
@@ -48,14 +52,35 @@ class GgufFormat:
             UnsupportedError: GGUF cannot say something that the model needs.
         """
         from halfbyte.converters.gguf.output import output
+        from halfbyte.converters.gguf.split_writer import planned_shards, write_shards
 
         self.profile(options.flavour)
-        made = output(model)
-        write_gguf(path, made.metadata, made.tensors, options.threads, options.progress)
-        return [
-            WrittenTensor(source, tensor.name, tensor.encoding.name, stored_bytes(tensor))
-            for source, tensor in zip(made.source_names, made.tensors, strict=True)
-        ]
+        made = output(model, options.gguf)
+        shards = planned_shards(path, made, options.gguf)
+        write_shards(shards, options.threads, options.progress)
+        return _written(made)
+
+    def forecast(self, model: Model, path: Path, options: WriteOptions) -> Forecast:
+        """Return the files that `write` would write, with their bytes.
+
+        Raises:
+            UnsupportedError: as `write`.
+        """
+        from halfbyte.converters.gguf.output import output
+        from halfbyte.converters.gguf.split_writer import planned_shards
+
+        self.profile(options.flavour)
+        made = output(model, options.gguf)
+        shards = planned_shards(path, made, options.gguf)
+        sizes = {shard.path: file_bytes(shard.metadata, shard.tensors) for shard in shards}
+        return Forecast(sizes, _written(made))
+
+
+def _written(made: Output) -> list[WrittenTensor]:
+    return [
+        WrittenTensor(source, tensor.name, tensor.encoding.name, stored_bytes(tensor))
+        for source, tensor in zip(made.source_names, made.tensors, strict=True)
+    ]
 
 
 GGUF = GgufFormat()

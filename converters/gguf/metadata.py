@@ -194,15 +194,33 @@ def _pooling(keys: Hyperparameters) -> dict[str, str]:
 
 
 def updated_pairs(
-    metadata: Mapping[str, MetadataValue], file_type: int | None, quantized: bool
+    metadata: Mapping[str, MetadataValue],
+    file_type: int | None,
+    quantized: bool,
+    at_end: bool = False,
 ) -> dict[str, MetadataValue]:
     """Return a file's pairs for a copy: all in order, file type and version brought up to date.
 
-    Keys of the split that the file was read from are dropped.
+    Keys of the split that the file was read from are dropped. at_end: version and file type go to
+    the end, where llama-quantize has them.
     """
     found = {key: entry for key, entry in metadata.items() if not key.startswith("split.")}
+    if at_end:
+        old = found.pop(FILE_TYPE_KEY, None)
+        found.pop(VERSION_KEY, None)
+        found[VERSION_KEY] = typed(QUANTIZATION_VERSION)
+        if old is not None:
+            found[FILE_TYPE_KEY] = old
     if file_type is not None:
         found[FILE_TYPE_KEY] = typed(file_type)
     if VERSION_KEY in found or quantized:
         found[VERSION_KEY] = typed(QUANTIZATION_VERSION)
     return found
+
+
+def with_pairs(
+    metadata: Mapping[str, MetadataValue], pairs: Mapping[str, Any]
+) -> dict[str, MetadataValue]:
+    """Return metadata with further pairs at its end, in the place of any of the same key."""
+    kept = {key: entry for key, entry in metadata.items() if key not in pairs}
+    return kept | {key: typed(value) for key, value in pairs.items()}

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from halfbyte.converters.architectures import ARCHITECTURES, get_architecture
 from halfbyte.converters.architectures.architecture import Architecture
 from halfbyte.converters.architectures.rope_scaling import rope_tensors
+from halfbyte.converters.format import GgufChoices
 from halfbyte.converters.gguf.ggml_types import (
     BY_NAME,
     FILE_TYPES,
@@ -35,6 +37,7 @@ from halfbyte.converters.gguf.metadata import (
     config_text,
     text_value,
     updated_pairs,
+    with_pairs,
 )
 from halfbyte.converters.gguf.metadata_value import MetadataValue, typed
 from halfbyte.converters.gguf.model_card import general_keys
@@ -49,6 +52,7 @@ from halfbyte.ir.roles import Role, WeightKey
 from halfbyte.ir.tensor import ArrayPart, Tensor
 
 _EMBEDDINGS = (Role.TOKEN_EMBEDDING, Role.OUTPUT_HEAD)
+_LAYER = re.compile(r"blk\.(\d+)\.", re.ASCII)
 log = logging.getLogger("halfbyte")
 
 
@@ -61,21 +65,22 @@ class Output:
     source_names: list[str]
 
 
-def output(model: Model) -> Output:
+def output(model: Model, choices: GgufChoices | None = None) -> Output:
     """Return what a GGUF file of the model holds.
 
     Raises:
         UnsupportedError: GGUF cannot say something that the model needs.
     """
+    choices = choices or GgufChoices()
     pairs = model.metadata.get("gguf")
     if model.architecture not in ARCHITECTURES:
         if pairs is None:
             raise _unknown(model)
-        return _copied(model, pairs, None)
+        return _copied(model, pairs, None, choices)
     architecture = get_architecture(model.architecture)
     if pairs is not None and text_value(pairs, "general.architecture") == architecture.gguf_name:
-        return _copied(model, pairs, architecture)
-    return _converted(model, architecture)
+        return _copied(model, pairs, architecture, choices)
+    return _converted(model, architecture, choices)
 
 
 def _unknown(model: Model) -> UnsupportedError:
@@ -98,16 +103,43 @@ def _placed(tensor: Tensor, name: str, architecture: Architecture | None, model:
     return found
 
 
-def _copied(model: Model, pairs: Mapping[str, MetadataValue], known: Architecture | None) -> Output:
+def _copied(
+    model: Model,
+    pairs: Mapping[str, MetadataValue],
+    known: Architecture | None,
+    choices: GgufChoices,
+) -> Output:
     architecture = known if model.build is not None else None
     names = {n: n if t.key is None else gguf_name(t.key) for n, t in model.weights.items()}
-    tensors = [_placed(t, names[n], architecture, model) for n, t in model.weights.items()]
-    file_type = guess_file_type(tensors, pairs.get(FILE_TYPE_KEY))
+    if choices.arranged and not choices.part_of:
+        names = dict(sorted(names.items(), key=lambda entry: file_order(entry[1])))
+    tensors = [_placed(model.weights[n], names[n], architecture, model) for n in names]
+    if choices.arranged:
+        tensors = [_without_ones(tensor) for tensor in tensors]
+    file_type = choices.file_type
+    if file_type is None:
+        file_type = guess_file_type(tensors, pairs.get(FILE_TYPE_KEY))
     quantized = any(tensor.encoding.is_quantized for tensor in tensors)
-    return Output(updated_pairs(pairs, file_type, quantized), tensors, list(names))
+    metadata = updated_pairs(pairs, file_type, quantized, at_end=choices.arranged)
+    return Output(with_pairs(metadata, choices.pairs), tensors, list(names))
 
 
-def _converted(model: Model, architecture: Architecture) -> Output:
+def file_order(name: str) -> tuple[int, bytes]:
+    """Return the key by which llama-quantize sorts tensors: the layer, then the bytes."""
+    match = _LAYER.match(name)
+    layer = -1 if match is None else int(match[1])
+    return layer, name.encode("utf-8", "surrogateescape")
+
+
+def _without_ones(tensor: Tensor) -> Tensor:
+    """Return the tensor without leading dimensions of 1, which ggml does not count."""
+    shape = tensor.shape
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return replace(tensor, shape=shape)
+
+
+def _converted(model: Model, architecture: Architecture, choices: GgufChoices) -> Output:
     name = architecture.gguf_name
     check_config(model.config, name)
     check_keys(model.by_key(), name)
@@ -122,7 +154,8 @@ def _converted(model: Model, architecture: Architecture) -> Output:
     if any(stored_type(tensor).name == "F64" for tensor in placed):
         log.warning("GGUF holds float64, but llama.cpp cannot compute with it: give --type float32")
     names = [*(tensor.name for tensor in explicit), *(tensor.name for tensor in kept.values())]
-    return Output(_converted_metadata(model, architecture, tensors), tensors, names)
+    metadata = _converted_metadata(model, architecture, tensors, choices.file_type)
+    return Output(with_pairs(metadata, choices.pairs), tensors, names)
 
 
 def _kept(model: Model, architecture: Architecture) -> dict[WeightKey, Tensor]:
@@ -189,7 +222,7 @@ def _pooling_type(model: Model) -> str | None:
 
 
 def _converted_metadata(
-    model: Model, architecture: Architecture, tensors: list[Tensor]
+    model: Model, architecture: Architecture, tensors: list[Tensor], file_type: int | None
 ) -> dict[str, MetadataValue]:
     name = architecture.gguf_name
     config = dict(model.config)
@@ -198,7 +231,9 @@ def _converted_metadata(
         config["pooling_type"] = pooling
     parameters = sum(tensor.size for tensor in tensors)
     found = general_keys(model, name, "model", parameters)
-    found |= architecture_keys(config, name, guess_file_type(tensors))
+    if file_type is None:
+        file_type = guess_file_type(tensors)
+    found |= architecture_keys(config, name, file_type)
     found[VERSION_KEY] = QUANTIZATION_VERSION
     found |= tokenizer_keys(model, name)
     found[CONFIG_KEY] = config_text(config)

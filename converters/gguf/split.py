@@ -14,7 +14,7 @@ from halfbyte.converters.gguf.container import Container, read_container
 from halfbyte.errors import FormatError
 
 MAX_SHARDS = 65535
-_NAME = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
+NAME_PATTERN = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
 
 
 def _split_number(container: Container, key: str) -> int | None:
@@ -27,16 +27,27 @@ def _split_number(container: Container, key: str) -> int | None:
 
 
 def _shard_paths(first: Container, count: int) -> list[Path]:
-    match = _NAME.fullmatch(first.path.name)
+    match = NAME_PATTERN.fullmatch(first.path.name)
     if match is None or int(match[3]) != count or count > MAX_SHARDS:
         rule = f"split.count is {count}, the name must end in -00001-of-{count:05d}.gguf; rename it"
         raise FormatError(first.path, rule)
     if int(match[2]) != 1:
         rule = f"this is part {int(match[2])} of {count}; open {match[1]}-00001-of-{count:05d}.gguf"
         raise FormatError(first.path, rule)
-    return [
-        first.path.with_name(f"{match[1]}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)
-    ]
+    return [shard_name(first.path.with_name(match[1]), i, count) for i in range(count)]
+
+
+def shard_name(stem: Path, number: int, count: int) -> Path:
+    """Return the path of part `number`, from 0; stem: what the paths of all parts begin with."""
+    return stem.with_name(f"{stem.name}-{number + 1:05d}-of-{count:05d}.gguf")
+
+
+def shard_numbers(path: Path) -> dict[str, int]:
+    """Return the part that each tensor is in, by name; nothing for a model in one file."""
+    shards = read_shards(path)
+    if len(shards) == 1:
+        return {}
+    return {info.name: i for i, shard in enumerate(shards) for info in shard.tensors}
 
 
 def _check_shard(shard: Container, number: int, count: int) -> None:

@@ -148,11 +148,33 @@ def write_gguf(
     Raises:
         UnsupportedError: GGUF cannot hold a tensor's encoding, shape or name.
     """
-    alignment = alignment_of(metadata)
-    header = header_bytes(metadata, tensors, alignment)
     with atomic_file(path) as stream:
-        stream.write(header)
-        _write_data(stream, tensors, alignment, threads, progress)
+        write_stream(stream, metadata, tensors, threads, progress)
+
+
+def write_stream(
+    stream: IO[bytes],
+    metadata: Mapping[str, MetadataValue],
+    tensors: Sequence[Tensor],
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> None:
+    """Write a whole file to a stream; see `write_gguf`."""
+    alignment = alignment_of(metadata)
+    stream.write(header_bytes(metadata, tensors, alignment))
+    _write_data(stream, tensors, alignment, threads, progress)
+
+
+def file_bytes(metadata: Mapping[str, MetadataValue], tensors: Sequence[Tensor]) -> int:
+    """Return the size of the file that `write_gguf` would write.
+
+    Raises:
+        UnsupportedError: GGUF cannot hold a tensor's encoding, shape or name.
+    """
+    alignment = alignment_of(metadata)
+    lengths = [stored_bytes(tensor) for tensor in tensors]
+    data = sum(length + _padding(length, alignment) for length in lengths)
+    return len(header_bytes(metadata, tensors, alignment)) + data
 
 
 def _write_data(

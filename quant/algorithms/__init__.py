@@ -24,9 +24,17 @@ class Algorithm(Protocol):
     """A function that gives a tensor another encoding, lazily."""
 
     def __call__(
-        self, tensor: Tensor, encoding: Encoding, importance: NDArray[np.float32] | None = None
+        self,
+        tensor: Tensor,
+        encoding: Encoding,
+        importance: NDArray[np.float32] | None = None,
+        compat: bool = False,
     ) -> Tensor:
-        """Return the tensor in `encoding`; importance: [columns] float32."""
+        """Return the tensor in `encoding`.
+
+        importance: [columns] float32, or [matrices, columns] for stacked matrices. compat: the
+        bytes of llama.cpp's encoder also where it has a fault.
+        """
 
 
 def get_algorithm(name: str) -> Algorithm:

@@ -5,83 +5,37 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from halfbyte.convert_report import ConvertReport, verdicts
 from halfbyte.converters import detect, format_for_output
 from halfbyte.converters.architectures import ARCHITECTURES, get_architecture
-from halfbyte.converters.format import ReadOptions, WriteOptions, WrittenTensor
+from halfbyte.converters.format import (
+    Forecast,
+    Forecasting,
+    Format,
+    WriteOptions,
+    WrittenTensor,
+)
 from halfbyte.engine import available_threads
-from halfbyte.errors import HalfbyteError, UnsupportedError
+from halfbyte.errors import HalfbyteError
+from halfbyte.importance_request import Importance
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import FilePart
 from halfbyte.memory import PeakMemory
+from halfbyte.output_request import OutputRequest, check_options, write_options
 
 if TYPE_CHECKING:
     from halfbyte.ir.roles import WeightKey
     from halfbyte.ir.tensor import Tensor
     from halfbyte.quant.overrides import Aliases
-    from halfbyte.quant.plan import Decision, Plan
+    from halfbyte.quant.plan import Plan
 
 Progress = Callable[[int], None]
 ProgressFor = Callable[[int], Progress | None]
-
-
-@dataclass(frozen=True)
-class TensorVerdict:
-    """What became of one weight."""
-
-    name: str
-    source_name: str
-    source_encoding: str
-    encoding: str
-    verdict: str
-    bytes: int
-    values: int = 0
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class ConvertReport:
-    """What a conversion wrote."""
-
-    output: str
-    bytes: int
-    tensors: list[TensorVerdict]
-    seconds: float
-    peak_memory_bytes: int
-    warnings: tuple[str, ...] = ()
-    pushed_to: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable form."""
-        return {
-            "output": self.output,
-            "bytes": self.bytes,
-            "tensors": [vars(tensor) for tensor in self.tensors],
-            "seconds": self.seconds,
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "warnings": list(self.warnings),
-            "pushed_to": self.pushed_to,
-        }
-
-
-@dataclass(frozen=True)
-class OutputRequest:
-    """What to write and how: the arguments that `convert` and `quantize` share."""
-
-    to: str = ""
-    type: str = ""
-    overrides: Sequence[tuple[str, str]] = ()
-    requantize: bool = False
-    method: str = "rtn"
-    threads: int = 0
-    device: str = "cpu"
-    push_to_hub: str = ""
-    options: ReadOptions = field(default_factory=ReadOptions)
-    opset: int | None = None
 
 
 def _refuse_overwriting(source: Path, destination: Path) -> None:
@@ -89,40 +43,16 @@ def _refuse_overwriting(source: Path, destination: Path) -> None:
         raise HalfbyteError(f"{destination}: is the source itself; write somewhere else")
 
 
-def _refuse_replacing_data(model: Model, destination: Path) -> None:
-    """Check that a file of data beside the output is not one that the source reads."""
-    beside = destination.with_name(f"{destination.name}.data")
-    if not beside.exists():
+def _refuse_replacing_data(model: Model, files: Iterable[Path]) -> None:
+    """Check that no file of the output is one that the source reads."""
+    there = {file.resolve(): file for file in files if file.exists()}
+    if not there:
         return
     parts = [part for tensor in model.weights.values() for part in tensor.parts.values()]
-    if any(isinstance(p, FilePart) and p.path.resolve() == beside.resolve() for p in parts):
-        raise HalfbyteError(f"{beside}: holds data of the source; give the output another name")
-
-
-def _verdict(decision: Decision | None, tensor: WrittenTensor) -> str:
-    """Return what the plan says, or the writer where the plan only kept the encoding."""
-    planned = str(decision.verdict) if decision else "exact"
-    return tensor.verdict if tensor.verdict and planned == "exact" else planned
-
-
-def _verdicts(plan: Plan, written: list[WrittenTensor]) -> list[TensorVerdict]:
-    decided = {decision.tensor.name: decision for decision in plan.decisions}
-    found = []
-    for tensor in written:
-        decision = decided.get(tensor.source_name)
-        found.append(
-            TensorVerdict(
-                tensor.name,
-                tensor.source_name,
-                str(decision.source) if decision else tensor.encoding,
-                tensor.encoding,
-                _verdict(decision, tensor),
-                tensor.nbytes,
-                decision.tensor.size if decision else 0,
-                decision.reason if decision else "",
-            )
-        )
-    return found
+    for path in {part.path for part in parts if isinstance(part, FilePart)}:
+        if path.resolve() in there:
+            file = there[path.resolve()]
+            raise HalfbyteError(f"{file}: holds data of the source; give the output another name")
 
 
 def _output_bytes(path: Path) -> int:
@@ -166,21 +96,48 @@ def _read(path: Path, request: OutputRequest, threads: int) -> Model:
     return reader.read(path, request.options)
 
 
-def _converted(
-    source: Path, output: Path, request: OutputRequest, progress: ProgressFor | None
-) -> tuple[Model, Plan, list[WrittenTensor]]:
-    """Write the output; return the model as read, the plan and what was written."""
+@dataclass(frozen=True)
+class _Job:
+    """A conversion that is planned: what goes into which files."""
+
+    target: Format
+    output: Path
+    model: Model
+    plan: Plan
+    planned: Model
+    options: WriteOptions
+    warnings: tuple[str, ...]
+
+    def forecast(self) -> Forecast:
+        """Return what will be written; for formats that cannot tell, weights without a header."""
+        if isinstance(self.target, Forecasting):
+            return self.target.forecast(self.planned, self.output, self.options)
+        tensors = [
+            WrittenTensor(tensor.name, tensor.name, str(tensor.encoding), tensor.nbytes)
+            for tensor in self.planned.weights.values()
+        ]
+        return Forecast({self.output: sum(tensor.nbytes for tensor in tensors)}, tensors)
+
+    def report(self, tensors: list[WrittenTensor], files: dict[Path, int]) -> ConvertReport:
+        """Return the report, without time and memory."""
+        first = str(next(iter(files)))
+        warnings = (*self.model.warnings, *self.plan.warnings, *self.warnings)
+        names = tuple(map(str, files))
+        found = verdicts(self.plan, tensors)
+        return ConvertReport(first, sum(files.values()), found, 0.0, 0, warnings, "", names)
+
+
+def _planned(source: Path, output: Path, request: OutputRequest) -> _Job:
+    """Read the source and decide on every weight."""
     from halfbyte.quant.plan import apply_plan, make_plan
 
     threads = request.threads or available_threads()
-    _refuse_overwriting(source, output)
     _require_device(request.device, threads)
     target, flavour = format_for_output(output, request.to)
-    if request.opset is not None and target.name != "onnx":
-        raise UnsupportedError("--opset", f"format {target.name}", advice="give --to onnx")
+    check_options(target.name, request)
     model = _read(source, request, threads)
-    _refuse_replacing_data(model, output)
     _require_complete(model)
+    importance = Importance.read(request.imatrix)
     plan = make_plan(
         model,
         target.profile(flavour),
@@ -188,12 +145,57 @@ def _converted(
         overrides=request.overrides,
         requantize=request.requantize,
         aliases=_weight_aliases(model),
+        options=replace(
+            request.types,
+            has_importance=importance.is_given,
+            source_order=request.split.keep,
+            architecture=_gguf_architecture(model),
+        ),
     )
-    planned = apply_plan(model, plan, method=request.method)
-    total = sum(tensor.nbytes for tensor in planned.weights.values())
+    by_weight, notices = importance.matched(plan, _gguf_weight_name)
+    if not request.dry_run:
+        importance.require(plan, by_weight)
+    planned = apply_plan(model, plan, request.method, by_weight, request.compat)
+    options = write_options(source, flavour, threads, request, plan.file_type, importance.keys())
+    return _Job(target, output, model, plan, planned, options, notices)
+
+
+def _gguf_architecture(model: Model) -> str:
+    known = model.architecture in ARCHITECTURES
+    return get_architecture(model.architecture).gguf_name if known else ""
+
+
+def _gguf_weight_name(tensor: Tensor) -> str:
+    """Return the name that a weight has in GGUF files, its own if it has none there."""
+    from halfbyte.converters.gguf.names import gguf_name
+
+    with contextlib.suppress(KeyError):
+        return tensor.name if tensor.key is None else gguf_name(tensor.key)
+    return tensor.name
+
+
+def _written(job: _Job, source: Path, progress: ProgressFor | None) -> ConvertReport:
+    """Write what was planned."""
+    _refuse_overwriting(source, job.output)
+    expected = tuple(job.forecast().files) if isinstance(job.target, Forecasting) else ()
+    files = expected or (job.output, job.output.with_name(f"{job.output.name}.data"))
+    _refuse_replacing_data(job.model, files)
+    total = sum(tensor.nbytes for tensor in job.planned.weights.values())
     advance = None if progress is None else progress(total)
-    options = WriteOptions(flavour, threads, advance, opset=request.opset)
-    return model, plan, target.write(planned, output, options)
+    tensors = job.target.write(job.planned, job.output, replace(job.options, progress=advance))
+    sizes = {file: file.stat().st_size for file in expected}
+    return job.report(tensors, sizes or {job.output: _output_bytes(job.output)})
+
+
+def _forecast(job: _Job) -> ConvertReport:
+    """Return the report of what would be written; nothing is."""
+    expected = job.forecast()
+    report = replace(job.report(expected.tensors, expected.files), dry_run=True)
+    lacking = len(job.plan.needs_importance)
+    if not lacking or job.options.gguf.pairs:
+        return report
+    warning = f"{lacking} weights need an importance matrix; give --imatrix FILE"
+    return replace(report, warnings=(*report.warnings, warning))
 
 
 def write(
@@ -210,17 +212,16 @@ def write(
 
         check_repository(request.push_to_hub)
     with PeakMemory() as memory, _logged_warnings() as logged:
-        model, plan, written = _converted(source, output, request, progress)
-    if request.push_to_hub:
+        job = _planned(source, output, request)
+        report = _forecast(job) if request.dry_run else _written(job, source, progress)
+    if request.push_to_hub and not request.dry_run:
         push(output, request.push_to_hub)
-    return ConvertReport(
-        str(output),
-        _output_bytes(output),
-        _verdicts(plan, written),
-        time.perf_counter() - started,
-        memory.peak_bytes,
-        (*model.warnings, *plan.warnings, *logged),
-        request.push_to_hub,
+    return replace(
+        report,
+        seconds=time.perf_counter() - started,
+        peak_memory_bytes=memory.peak_bytes,
+        warnings=tuple(dict.fromkeys((*report.warnings, *logged))),
+        pushed_to=request.push_to_hub,
     )
 
 

@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -40,6 +40,14 @@ def _named(error: OSError, partial: Path, final: Path) -> None:
         error.filename = str(final)
 
 
+def _require_file(final: Path) -> None:
+    _require_parent(final)
+    if final.is_dir():
+        raise HalfbyteError(f"{final}: is a folder, a file was required; name a file inside it")
+    if final.exists() and not final.is_file():
+        raise HalfbyteError(f"{final}: is a device or pipe, a file was required; name a file")
+
+
 @contextlib.contextmanager
 def atomic_file(destination: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield a binary file that replaces `destination` when the block ends without an error.
@@ -48,11 +56,7 @@ def atomic_file(destination: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         HalfbyteError: the target folder does not exist, or `destination` is no regular file.
     """
     final = Path(destination)
-    _require_parent(final)
-    if final.is_dir():
-        raise HalfbyteError(f"{final}: is a folder, a file was required; name a file inside it")
-    if final.exists() and not final.is_file():
-        raise HalfbyteError(f"{final}: is a device or pipe, a file was required; name a file")
+    _require_file(final)
     partial = _temporary_name(final)
     try:
         with partial.open("w+b") as stream:
@@ -65,6 +69,39 @@ def atomic_file(destination: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             _named(error, partial, final)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_files(destinations: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield a path to write for each destination; all take their names when the block ends.
+
+    The first destination is the one by which the set is opened: it gets its name last, and one
+    that is already there goes before any other is replaced.
+
+    Raises:
+        HalfbyteError: a target folder does not exist, or a destination is no regular file.
+    """
+    for final in destinations:
+        _require_file(final)
+    partials = [_temporary_name(final) for final in destinations]
+    named: list[Path] = []
+    try:
+        yield partials
+        for partial in partials:
+            with partial.open("rb") as stream:
+                os.fsync(stream.fileno())
+        destinations[0].unlink(missing_ok=True)
+        for partial, final in reversed(list(zip(partials, destinations, strict=True))):
+            os.replace(partial, final)
+            named.append(final)
+    except BaseException as error:
+        for leftover in (*partials, *named):
+            with contextlib.suppress(OSError):
+                leftover.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            for partial, final in zip(partials, destinations, strict=True):
+                _named(error, partial, final)
         raise
 
 

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfbyte.conversion import ConvertReport, OutputRequest, ProgressFor, write
+from halfbyte.conversion import ProgressFor, write
+from halfbyte.convert_report import ConvertReport
 from halfbyte.converters import detect
 from halfbyte.converters.format import ReadOptions
 from halfbyte.engine import available_threads
 from halfbyte.errors import HalfbyteError
 from halfbyte.ir.model import Model
+from halfbyte.output_request import OutputRequest, SplitRequest
+from halfbyte.quant.type_choice import TypeOptions
 
 if TYPE_CHECKING:
     from halfbyte.runtime.session import Session
@@ -52,6 +55,9 @@ def convert(
     type: str = "",
     overrides: Sequence[tuple[str, str]] = (),
     requantize: bool = False,
+    keep_split: bool = False,
+    split_max_bytes: int = 0,
+    split_max_tensors: int = 0,
     threads: int = 0,
     device: str = "cpu",
     allow_pickle: bool = False,
@@ -64,27 +70,47 @@ def convert(
 
     Weights keep their encoding where the target can hold the same values; `type` names another.
     `progress(total_bytes)` is called once and returns a function that takes bytes written. opset:
-    of ONNX files; None takes the lowest that fits.
+    of ONNX files; None takes the lowest that fits. keep_split, split_max_bytes, split_max_tensors:
+    the parts of GGUF output; bytes are for Hugging Face folders too.
 
     Raises:
         HalfbyteError: the source is broken, or the target cannot hold the model.
     """
-    options = ReadOptions(allow_pickle)
     request = OutputRequest(
-        to, type, overrides, requantize, "rtn", threads, device, push_to_hub, options, opset
+        to,
+        type,
+        overrides,
+        requantize,
+        "rtn",
+        threads,
+        device,
+        push_to_hub,
+        ReadOptions(allow_pickle),
+        opset,
+        split=SplitRequest(keep_split, split_max_bytes, split_max_tensors),
     )
     return write(resolve(source, revision, allow_pickle), Path(destination), request, progress)
 
 
 def quantize(
     source: str | Path,
-    destination: str | Path,
+    destination: str | Path | None,
     *,
     type: str,
     method: str = "rtn",
     to: str = "",
     overrides: Sequence[tuple[str, str]] = (),
+    pure: bool = False,
+    output_type: str = "",
+    token_embedding_type: str = "",
+    leave_output: bool = False,
+    imatrix: str | Path = "",
+    compat: bool = False,
     requantize: bool = False,
+    keep_split: bool = False,
+    split_max_bytes: int = 0,
+    split_max_tensors: int = 0,
+    dry_run: bool = False,
     threads: int = 0,
     device: str = "cpu",
     allow_pickle: bool = False,
@@ -95,16 +121,37 @@ def quantize(
 ) -> ConvertReport:
     """Write the model at `source` with its weights in encoding `type`, chosen by `method`.
 
+    type: a mix as llama-quantize names it (Q4_K_M), or an encoding. pure: no mix. output_type,
+    token_embedding_type: encodings of these two; leave_output: the head keeps its own. imatrix: an
+    importance file. compat: llama.cpp's bytes also where its encoder has a fault. dry_run: write
+    nothing, `destination` may be None (GGUF). Parts as for `convert`.
+
     Raises:
         HalfbyteError: as `convert`; also when a weight cannot be encoded as asked.
     """
     if not type:
         raise HalfbyteError("quantize: no type given, one is required; for example Q4_0 or int8")
-    options = ReadOptions(allow_pickle)
+    if destination is None and not dry_run:
+        raise HalfbyteError("quantize: no output given, one is required; or ask for a dry run")
     request = OutputRequest(
-        to, type, overrides, requantize, method, threads, device, push_to_hub, options, opset
+        to,
+        type,
+        overrides,
+        requantize,
+        method,
+        threads,
+        device,
+        push_to_hub,
+        ReadOptions(allow_pickle),
+        opset,
+        TypeOptions(pure, output_type, token_embedding_type, leave_output),
+        str(imatrix),
+        compat,
+        SplitRequest(keep_split, split_max_bytes, split_max_tensors),
+        dry_run,
     )
-    return write(resolve(source, revision, allow_pickle), Path(destination), request, progress)
+    output = Path("dry-run.gguf" if destination is None else destination)
+    return write(resolve(source, revision, allow_pickle), output, request, progress)
 
 
 def session(

@@ -120,11 +120,31 @@ def test_importance_goes_to_the_encoder() -> None:
         assert bits(quantized.read()) != bits(encoding.encode(tensor.decode()))
 
 
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "int3-g32", "int4-g32-asym"])
+def test_each_matrix_of_a_stack_has_its_own_importance(name: str) -> None:
+    encoding = encoding_from_name(name)
+    rows = normal_rows(15, 256)
+    importance = np.random.default_rng(0).random((3, 256), np.float32) ** 4
+    stack = tensor_from_array("blk.0.ffn_up_exps.weight", rows.reshape(3, 5, 256))
+    quantized = requantize(stack, encoding, importance)
+    expected: dict[str, list[np.ndarray]] = {}
+    for matrix in range(3):
+        part = encoding.encode(rows[5 * matrix : 5 * matrix + 5], importance[matrix])
+        for key, values in part.items():
+            expected.setdefault(key, []).append(values)
+    for key, stored in quantized.parts.items():
+        whole = np.concatenate(expected[key])
+        np.testing.assert_array_equal(stored.read(), whole)
+        np.testing.assert_array_equal(stored.read(3, 12), whole[3:12])
+        np.testing.assert_array_equal(stored.read(6, 7), whole[6:7])
+
+
 @pytest.mark.parametrize(
     ("importance", "rule"),
     [
         (np.ones(63, np.float32), "importance of 63 values was given, 64 are required"),
-        (np.ones((1, 64), np.float32), "importance of 1x64 values was given, 64 are required"),
+        (np.ones((3, 64), np.float32), "importance of 3x64 values was given, 64 are required"),
+        (np.ones((1, 1, 64), np.float32), "importance of 1x1x64 values was given, 64 are required"),
         (np.full(64, -1, np.float32), "importance must be finite and not negative"),
         (np.full(64, np.nan, np.float32), "importance must be finite and not negative"),
     ],

@@ -1,0 +1,83 @@
+"""What a conversion says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from halfbyte.converters.format import WrittenTensor
+
+if TYPE_CHECKING:
+    from halfbyte.quant.plan import Decision, Plan
+
+
+@dataclass(frozen=True)
+class TensorVerdict:
+    """What became of one weight."""
+
+    name: str
+    source_name: str
+    source_encoding: str
+    encoding: str
+    verdict: str
+    bytes: int
+    values: int = 0
+    reason: str = ""
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What a conversion wrote, or would write; output: the file to open."""
+
+    output: str
+    bytes: int
+    tensors: list[TensorVerdict]
+    seconds: float
+    peak_memory_bytes: int
+    warnings: tuple[str, ...] = ()
+    pushed_to: str = ""
+    files: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable form."""
+        return {
+            "output": self.output,
+            "bytes": self.bytes,
+            "tensors": [vars(tensor) for tensor in self.tensors],
+            "seconds": self.seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "warnings": list(self.warnings),
+            "pushed_to": self.pushed_to,
+            "files": list(self.files),
+            "dry_run": self.dry_run,
+        }
+
+
+def _verdict(decision: Decision | None, tensor: WrittenTensor) -> str:
+    """Return what the plan says, or the writer where the plan only kept the encoding."""
+    planned = str(decision.verdict) if decision else "exact"
+    return tensor.verdict if tensor.verdict and planned == "exact" else planned
+
+
+def verdicts(plan: Plan, written: list[WrittenTensor]) -> list[TensorVerdict]:
+    """Return what became of each tensor that was written."""
+    decided = {decision.tensor.name: decision for decision in plan.decisions}
+    found = []
+    for tensor in written:
+        decision = decided.get(tensor.source_name)
+        found.append(
+            TensorVerdict(
+                tensor.name,
+                tensor.source_name,
+                str(decision.source) if decision else tensor.encoding,
+                tensor.encoding,
+                _verdict(decision, tensor),
+                tensor.nbytes,
+                decision.tensor.size if decision else 0,
+                decision.reason if decision else "",
+                decision.tensor.shape if decision else (),
+            )
+        )
+    return found

@@ -1,0 +1,88 @@
+"""What to write and how: the arguments that `convert` and `quantize` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from halfbyte.converters.format import GgufChoices, ReadOptions, WriteOptions
+from halfbyte.errors import UnsupportedError
+from halfbyte.quant.type_choice import TypeOptions
+
+
+@dataclass(frozen=True)
+class SplitRequest:
+    """Into which parts the output goes: those of the source, or by limits (0: none)."""
+
+    keep: bool = False
+    max_bytes: int = 0
+    max_tensors: int = 0
+
+
+@dataclass(frozen=True)
+class OutputRequest:
+    """What to write and how: the arguments that `convert` and `quantize` share."""
+
+    to: str = ""
+    type: str = ""
+    overrides: Sequence[tuple[str, str]] = ()
+    requantize: bool = False
+    method: str = "rtn"
+    threads: int = 0
+    device: str = "cpu"
+    push_to_hub: str = ""
+    options: ReadOptions = field(default_factory=ReadOptions)
+    opset: int | None = None
+    types: TypeOptions = field(default_factory=TypeOptions)
+    imatrix: str = ""
+    compat: bool = False
+    split: SplitRequest = field(default_factory=SplitRequest)
+    dry_run: bool = False
+
+
+def check_options(format_name: str, request: OutputRequest) -> None:
+    """Refuse options that the format of the output knows nothing of.
+
+    Raises:
+        UnsupportedError: one is given.
+    """
+    where = f"format {format_name}"
+    if request.opset is not None and format_name != "onnx":
+        raise UnsupportedError("--opset", where, advice="give --to onnx")
+    split = request.split
+    if split.keep and (split.max_bytes or split.max_tensors):
+        what = "--keep-split together with a limit"
+        raise UnsupportedError(what, "quantize", advice="give one of them")
+    if (split.keep or split.max_tensors) and format_name != "gguf":
+        option = "--keep-split" if split.keep else "--split-max-tensors"
+        raise UnsupportedError(option, where, advice="give --to gguf")
+    if split.max_bytes and format_name not in ("gguf", "hf"):
+        raise UnsupportedError("--split-max-size", where, ["gguf", "hf"])
+
+
+def write_options(
+    source: Path,
+    flavour: str,
+    threads: int,
+    request: OutputRequest,
+    file_type: int | None,
+    pairs: Mapping[str, Any],
+) -> WriteOptions:
+    """Return the options for a format's writer; pairs: keys for the end of a GGUF file."""
+    from halfbyte.converters.gguf.container import is_gguf
+    from halfbyte.converters.gguf.split import shard_numbers
+
+    split = request.split
+    keeps = split.keep and source.is_file() and is_gguf(source)
+    gguf = GgufChoices(
+        arranged=bool(request.type),
+        file_type=file_type,
+        pairs=pairs,
+        max_bytes=split.max_bytes,
+        max_tensors=split.max_tensors,
+        part_of=shard_numbers(source) if keeps else {},
+    )
+    options = WriteOptions(flavour, threads, opset=request.opset, gguf=gguf)
+    return replace(options, shard_bytes=split.max_bytes) if split.max_bytes else options

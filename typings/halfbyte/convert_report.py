@@ -1,0 +1,1 @@
+../../src/halfbyte/convert_report.py

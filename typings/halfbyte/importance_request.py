@@ -1,0 +1,1 @@
+../../src/halfbyte/importance_request.py

@@ -1,0 +1,1 @@
+../../src/halfbyte/output_request.py
