@@ -103,6 +103,8 @@ class Gpt2(Architecture):
         """Return config.json with the keys that GPT-2 spells in its own way."""
         derived = ("num_key_value_heads", "head_dim", "layer_norm_eps")
         kept = {_SPELLING.get(k, k): v for k, v in config.items() if k not in derived}
+        # not read by transformers, but by llama.cpp's script
+        kept["n_ctx"] = kept["n_positions"]
         return {"architectures": [self.hugging_face_class], **kept}
 
     def weight_specs(self, config: Mapping[str, Any]) -> Iterator[WeightSpec]:

@@ -318,12 +318,16 @@ def llama3_scaling(divisors: Floats, theta: float, dimensions: int) -> dict[str,
     wavelength = 2 * math.pi * _powers(theta, dimensions).astype(np.float64)
     lengths = [(8192, 4.0)]
     medium = (divisors > 1) & (divisors < factor)
-    if np.count_nonzero(medium) >= 2:
-        smooth = (1 / divisors[medium].astype(np.float64) - 1 / factor) / (1 - 1 / factor)
+    smooth = (1 / divisors[medium].astype(np.float64) - 1 / factor) / max(1 - 1 / factor, 1e-9)
+    if len(smooth) >= 2:
         slope, offset = np.polyfit(1 / wavelength[medium], smooth, 1)
         if offset < 0 < slope:
             high = round(1 - 1 / offset, 3)
             lengths.append((round(slope * (high - 1)), high))
+    elif len(smooth) == 1:
+        lengths.append((round(float(wavelength[medium][0] * (3 * smooth[0] + 1))), 4.0))
+    else:
+        lengths += _lengths_of_a_step(wavelength[divisors <= 1], wavelength[divisors > 1])
     for original, high in lengths:
         scaling = {
             "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0,
@@ -333,6 +337,44 @@ def llama3_scaling(divisors: Floats, theta: float, dimensions: int) -> dict[str,
         if factor > 1 and np.allclose(found, divisors, rtol=1e-5, atol=0):
             return scaling
     return None
+
+
+def _lengths_of_a_step(
+    short: NDArray[np.float64], long: NDArray[np.float64]
+) -> list[tuple[int, float]]:
+    """Return original length and high factor that leave `short` waves alone and stretch `long`."""
+    if not len(short) or not len(long):
+        return []
+    low, high = float(short.max()), float(long.min())
+    original = math.ceil(low + 1e-9)
+    for length in (math.floor(math.sqrt(low * high)), original):
+        if low < length < high and length >= 2:
+            return [(length, (1 + length / low) / 2)]
+    return []
+
+
+def divisors_as_scaling(config: Mapping[str, Any], divisors: Floats) -> dict[str, Any] | None:
+    """Return `rope_scaling` for a config whose divisors no settings of llama3 give.
+
+    longrope with the same factors for short and long texts divides by any numbers. None where the
+    config says the divisors already.
+
+    Raises:
+        UnsupportedError: the config's own scaling cannot be combined with divisors.
+    """
+    scaling = config["rope_scaling"] or {"rope_type": "default"}
+    kind = scaling["rope_type"]
+    if kind == "llama3" or (kind == "default" and bool((divisors == 1).all())):
+        return None
+    if kind not in ("default", "linear"):
+        raise UnsupportedError(f"rope_type {kind!r} together with divisor tensors", WHERE)
+    stretch = np.float32(scaling.get("factor", 1.0))
+    factors = (_checked(divisors, config["head_dim"], "divisors") * stretch).astype(float).tolist()
+    return {
+        "rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": config["max_position_embeddings"],
+    }  # fmt: skip
 
 
 def scaling_from_tensors(

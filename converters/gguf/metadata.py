@@ -10,7 +10,7 @@ Source: conversion/{base,llama,qwen,gpt2,bert}.py of llama.cpp.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from halfbyte.converters.gguf.ggml_types import QUANTIZATION_VERSION, ValueType
@@ -116,9 +116,19 @@ def _special_ids(metadata: Mapping[str, MetadataValue]) -> dict[str, int]:
     return found
 
 
-def generation_config(metadata: Mapping[str, MetadataValue]) -> dict[str, Any]:
-    """Return special ids and sampling settings as generation_config.json has them."""
-    return {**_special_ids(metadata), **read_sampling(plain(metadata))}
+def generation_config(
+    metadata: Mapping[str, MetadataValue], stop_ids: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Return special ids and sampling settings as generation_config.json has them.
+
+    stop_ids: all tokens that end a text; a file names one, readers know the others by their text.
+    """
+    found: dict[str, Any] = {**_special_ids(metadata), **read_sampling(plain(metadata))}
+    if len(stop_ids) > 1:
+        found["eos_token_id"] = list(stop_ids)
+    if found.get("temperature") or "top_p" in found:
+        found["do_sample"] = True
+    return found
 
 
 def raw_config(

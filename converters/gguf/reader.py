@@ -12,6 +12,7 @@ import numpy as np
 from halfbyte.converters.architectures import ARCHITECTURES, get_architecture
 from halfbyte.converters.architectures.architecture import Architecture
 from halfbyte.converters.architectures.rope_scaling import rope_tensors
+from halfbyte.converters.gguf.hyperparameters import Hyperparameters
 from halfbyte.converters.gguf.metadata import (
     architecture_keys,
     carried_config,
@@ -21,6 +22,7 @@ from halfbyte.converters.gguf.metadata import (
 )
 from halfbyte.converters.gguf.metadata_value import MetadataValue, plain
 from halfbyte.converters.gguf.names import key_of
+from halfbyte.converters.gguf.rope_keys import ignored_yarn
 from halfbyte.converters.gguf.split import read_shards
 from halfbyte.errors import HalfbyteError, UnsupportedError
 from halfbyte.ir.model import Model, Provenance
@@ -53,7 +55,7 @@ def read_model(path: Path) -> Model:
         weights,
         {"model_type": text_value(metadata, "general.architecture")},
         tokenizer,
-        generation_config(metadata),
+        generation_config(metadata, () if tokenizer is None else tokenizer.stop_ids),
         {"gguf": metadata},
         Provenance("gguf", str(path)),
         None,
@@ -104,6 +106,10 @@ def _with_config(model: Model, architecture: Architecture) -> Model:
         else:
             config = trusted
             architecture = get_architecture(config["model_type"])
+    ignored = ignored_yarn(Hyperparameters(where, architecture.gguf_name, metadata))
+    if ignored:
+        keys = ", ".join(ignored)
+        warnings.append(f"{keys}: used as the model's authors mean them; llama.cpp does not")
     nameless = [name for name, tensor in model.weights.items() if tensor.key is None]
     if nameless:
         shown = ", ".join(nameless[:3])

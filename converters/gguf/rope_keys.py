@@ -2,8 +2,8 @@
 
 llama3 scaling has no key: it stands in the tensor `rope_freqs.weight`. llama.cpp takes yarn's
 attention factor from `rope.scaling.attn_factor` (on top of its own 0.1 ln(factor) + 1) and ignores
-the `yarn_*` keys for these architectures; they are written as its own script does, for readers
-that do use them.
+the `yarn_*` keys for these architectures. They are written as its own script does, and read where
+`attn_factor` is absent: its script says the model's settings in them alone.
 
 Source: `hparams` loading in src/llama-model.cpp, context set-up in src/llama-context.cpp and
 conversion/base.py of llama.cpp.
@@ -19,6 +19,11 @@ from halfbyte.converters.gguf.hyperparameters import Hyperparameters
 from halfbyte.errors import UnsupportedError
 
 LLAMA_CPP_YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
+IGNORED_YARN_KEYS = {
+    "attention_factor": "rope.scaling.yarn_attn_factor",
+    "beta_fast": "rope.scaling.yarn_beta_fast",
+    "beta_slow": "rope.scaling.yarn_beta_slow",
+}
 ARCHITECTURES_WITH_FACTOR_TENSORS = ("llama",)
 
 
@@ -137,4 +142,25 @@ def _read_yarn(keys: Hyperparameters, factor: float) -> dict[str, Any]:
     extra = keys.number("rope.scaling.attn_factor", 1.0)
     if extra != 1.0:
         scaling["attention_factor"] = extra * _magnitude(factor)
+        return scaling
+    for name, key in IGNORED_YARN_KEYS.items():
+        value = keys.number(key, 0.0)
+        if value:
+            scaling[name] = value
     return scaling
+
+
+def ignored_yarn(keys: Hyperparameters) -> list[str]:
+    """Return the yarn keys that change the result here and that llama.cpp does not read."""
+    if keys.text("rope.scaling.type", "") != "yarn":
+        return []
+    if keys.number("rope.scaling.attn_factor", 1.0) != 1.0:
+        return []
+    factor = keys.number("rope.scaling.factor", 1.0)
+    usual = {**LLAMA_CPP_YARN, "attention_factor": _magnitude(factor)}
+    found = {name: keys.number(key, 0.0) for name, key in IGNORED_YARN_KEYS.items()}
+    return [
+        IGNORED_YARN_KEYS[name]
+        for name, value in found.items()
+        if value and not math.isclose(value, usual[name], rel_tol=1e-6)
+    ]

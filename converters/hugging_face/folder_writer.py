@@ -11,6 +11,7 @@ from typing import Any
 
 from halfbyte.converters.architectures import get_architecture
 from halfbyte.converters.architectures.architecture import Architecture
+from halfbyte.converters.architectures.rope_scaling import DIVISORS, divisors_as_scaling
 from halfbyte.converters.format import WriteOptions, WrittenTensor
 from halfbyte.converters.hugging_face.checkpoint import SAFETENSORS_FILE, SAFETENSORS_INDEX
 from halfbyte.converters.hugging_face.directory import (
@@ -32,6 +33,8 @@ from halfbyte.ir.tensor import Tensor
 
 FLAVOURS = ("",)
 FILE_METADATA = {"format": "pt"}
+POOLING_KEY = "pooling_type"
+_POOLING_MODES = {"cls": "cls_token", "mean": "mean_tokens", "last": "lasttoken"}
 _SAID_BY_CONFIG = (Role.ROPE_DIVISORS, Role.ROPE_FACTORS_LONG, Role.ROPE_FACTORS_SHORT)
 
 
@@ -195,6 +198,7 @@ def _text_files(model: Model, architecture: Architecture | None) -> dict[str, by
         texts = {**to_hugging_face(model.tokenizer), **texts}
     if GENERATION_FILE not in texts and model.generation_config:
         texts[GENERATION_FILE] = _json_bytes(model.generation_config)
+    texts = {**_pooling_files(model.config), **texts}
     config = _config(model, architecture, texts.get(CONFIG_FILE))
     if config:
         texts[CONFIG_FILE] = _json_bytes(config)
@@ -207,13 +211,38 @@ def _config(
     """Return config.json: the source's own where it says the same, with the dtype written."""
     raw = {} if source is None else parse_json(source, Path(CONFIG_FILE), CONFIG_FILE)
     if architecture is not None and not _says_the_same(raw, model, architecture):
-        raw = architecture.hugging_face_config(model.config)
+        raw = architecture.hugging_face_config(_sayable(model))
     elif architecture is None and not raw:
         raw = dict(model.config)
     if raw:
         key = "dtype" if "dtype" in raw else "torch_dtype"
         raw[key] = dense_dtype(dict(model.weights))
     return raw
+
+
+def _sayable(model: Model) -> dict[str, Any]:
+    """Return the config with what stands beside it in tensors or is no part of config.json."""
+    config = {k: v for k, v in model.config.items() if k != POOLING_KEY}
+    tensor = model.by_key().get(DIVISORS)
+    if tensor is not None:
+        scaling = divisors_as_scaling(config, tensor.float32().reshape(-1))
+        config["rope_scaling"] = scaling or config["rope_scaling"]
+    return config
+
+
+def _pooling_files(config: dict[str, Any]) -> dict[str, bytes]:
+    """Return the files by which sentence-transformers learns how token states are pooled."""
+    kind = _POOLING_MODES.get(str(config.get(POOLING_KEY)))
+    if kind is None:
+        return {}
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for i, (path, name) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
+    ]
+    settings = {"word_embedding_dimension": config["hidden_size"]}
+    settings |= {f"pooling_mode_{mode}": mode == kind for mode in _POOLING_MODES.values()}
+    found = {"modules.json": modules, "1_Pooling/config.json": settings}
+    return {name: _json_bytes(document) for name, document in found.items()}
 
 
 def _says_the_same(raw: dict[str, Any], model: Model, architecture: Architecture) -> bool:

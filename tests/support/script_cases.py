@@ -33,7 +33,7 @@ BERT: Document = {
 }  # fmt: skip
 CHAT: Document = {
     "bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>",
-    "unk_token": "<|endoftext|>", "tokenizer_class": "GPT2Tokenizer",
+    "unk_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast",
     "clean_up_tokenization_spaces": False, "model_max_length": 128,
 }  # fmt: skip
 SPM_CONFIG: Document = {

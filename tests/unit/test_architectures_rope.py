@@ -12,7 +12,9 @@ from halfbyte.converters.architectures.rope_scaling import (
     DIVISORS,
     LONG_FACTORS,
     SHORT_FACTORS,
+    divisors_as_scaling,
     frequencies,
+    llama3_divisors,
     llama3_scaling,
     rope_tensors,
     scaling_from_tensors,
@@ -279,8 +281,39 @@ def test_llama3_settings_are_found_from_divisors(changes: dict[str, Any]) -> Non
         assert found == {**LLAMA3, **changes}
 
 
+@pytest.mark.parametrize("medium", [0, 1])
+def test_divisors_with_few_medium_waves_have_settings(medium: int) -> None:
+    divisors = np.r_[np.ones(40), [1.7] * medium, np.full(24 - medium, 9.0)].astype(np.float32)
+    found = llama3_scaling(divisors, 5e5, 128)
+    if medium:  # one free number cannot say any divisor at any place
+        assert found is None
+        return
+    assert found is not None
+    np.testing.assert_array_equal(llama3_divisors(found, 5e5, 128), divisors)
+
+
+def test_divisors_of_no_settings_become_factors() -> None:
+    divisors = np.linspace(3, 1, 32).astype(np.float32)
+    config = config_of(head_dim=64)
+    found = divisors_as_scaling(config, divisors)
+    assert found is not None
+    plain = frequencies(config, {DIVISORS: divisors})
+    said = frequencies({**config, "rope_scaling": found}, {})
+    np.testing.assert_allclose(said.inverse, plain.inverse, rtol=1e-6)
+    assert said.attention_factor == plain.attention_factor == 1.0
+    linear = {**config, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    found = divisors_as_scaling(linear, divisors)
+    said = frequencies({**config, "rope_scaling": found}, {})
+    expected = frequencies(linear, {DIVISORS: divisors}).inverse
+    np.testing.assert_allclose(said.inverse, expected, rtol=1e-6)
+    assert divisors_as_scaling(config, np.ones(32, np.float32)) is None
+    yarn = {**config, "rope_scaling": {"rope_type": "yarn"}}
+    with pytest.raises(UnsupportedError, match="divisor"):
+        divisors_as_scaling(yarn, divisors)
+
+
 @pytest.mark.parametrize(
-    "divisors", [np.ones(64), np.linspace(1, 3, 64), np.linspace(3, 1, 64), np.r_[np.ones(63), 9.0]]
+    "divisors", [np.ones(64), np.linspace(1, 3, 64), np.linspace(3, 1, 64), np.r_[9.0, np.ones(63)]]
 )
 def test_other_divisors_have_no_llama3_settings(divisors: np.ndarray) -> None:
     assert llama3_scaling(divisors.astype(np.float32), 5e5, 128) is None

@@ -22,7 +22,7 @@ from halfbyte.converters.gguf.metadata import (
 )
 from halfbyte.converters.gguf.metadata_value import MetadataValue, plain, typed
 from halfbyte.converters.gguf.model_card import sampling_keys
-from halfbyte.converters.gguf.rope_keys import yarn_attention_factor
+from halfbyte.converters.gguf.rope_keys import ignored_yarn, read_rope, yarn_attention_factor
 from halfbyte.errors import FormatError, HalfbyteError, UnsupportedError
 from halfbyte.ir.model import Model
 from halfbyte.ir.roles import Role, WeightKey
@@ -333,7 +333,9 @@ def test_generation_config_comes_back() -> None:
     generation = {"temperature": 0.7, "top_k": 40, "top_p": 0.9}
     found = {k: typed(v) for k, v in sampling_keys(generation).items()}
     found["tokenizer.ggml.eos_token_id"] = typed(5)
-    assert generation_config(found) == {**generation, "eos_token_id": 5}
+    assert generation_config(found) == {**generation, "eos_token_id": 5, "do_sample": True}
+    assert generation_config({}, [5]) == {}
+    assert generation_config(found, [5, 7])["eos_token_id"] == [5, 7]
 
 
 @pytest.mark.parametrize(
@@ -366,3 +368,23 @@ def test_a_missing_key_fails_the_read(tmp_path: Path) -> None:
     path.write_bytes(gguf_bytes({"general.architecture": "llama"}))
     with pytest.raises(HalfbyteError, match=r"'llama.block_count' is missing"):
         read(path)
+
+
+def test_yarn_keys_that_llama_cpp_ignores_are_read_where_its_own_is_absent() -> None:
+    yarn = {
+        "llama.rope.scaling.type": typed("yarn"),
+        "llama.rope.scaling.factor": typed(4.0),
+        "llama.rope.scaling.original_context_length": typed(32),
+        "llama.rope.scaling.yarn_attn_factor": typed(1.5),
+        "llama.rope.scaling.yarn_beta_fast": typed(32.0),
+    }
+    keys = Hyperparameters("f", "llama", yarn)
+    found = read_rope(keys)["rope_scaling"]
+    assert (found["attention_factor"], found["beta_fast"]) == (1.5, 32.0)
+    assert ignored_yarn(keys) == ["rope.scaling.yarn_attn_factor"]
+    said = {**yarn, "llama.rope.scaling.attn_factor": typed(1.25)}
+    keys = Hyperparameters("f", "llama", said)
+    found = read_rope(keys)["rope_scaling"]
+    assert math.isclose(found["attention_factor"], 1.25 * (0.1 * math.log(4) + 1))
+    assert "beta_fast" not in found
+    assert ignored_yarn(keys) == []
