@@ -372,6 +372,7 @@ def test_a_missing_key_fails_the_read(tmp_path: Path) -> None:
 
 def test_yarn_keys_that_llama_cpp_ignores_are_read_where_its_own_is_absent() -> None:
     yarn = {
+        "llama.context_length": typed(128),
         "llama.rope.scaling.type": typed("yarn"),
         "llama.rope.scaling.factor": typed(4.0),
         "llama.rope.scaling.original_context_length": typed(32),
