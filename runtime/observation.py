@@ -64,7 +64,7 @@ def observed_step(bound: BoundNode, step: Step, observer: Observer | None) -> St
     chosen = None if places.experts is None else bound.inputs[places.experts]
     if not names or x is None:
         return step
-    return _Watched(step, observer, names, x, chosen)
+    return Watched(step, observer, names, x, chosen)
 
 
 def _is_matrix(value: Value) -> bool:
@@ -72,7 +72,7 @@ def _is_matrix(value: Value) -> bool:
 
 
 @dataclass(eq=False)
-class _Watched:
+class Watched:
     """A step whose rows are shown before it runs: it may write over them."""
 
     step: Step
@@ -82,6 +82,7 @@ class _Watched:
     chosen: Slot | None
 
     def __call__(self) -> Any:
+        """Show the rows, run the step."""
         data = np.asarray(self.x.value())
         experts = None
         if self.chosen is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from halfbyte.importance import ImportanceRequest, collect_importance, observed_
 from halfbyte.ir.graph import Graph
 from halfbyte.ir.model import Model
 from halfbyte.ir.ops.inference import infer_types
+from halfbyte.ir.ops.spec import ValueType
 from halfbyte.ir.roles import Role, WeightKey
 from halfbyte.ir.tensor import tensor_from_array
 from halfbyte.quant.calibration.imatrix import SquareCollector
 from halfbyte.quant.calibration.text import pieces, run_chunks, token_chunks
+from halfbyte.runtime.backend import Slot
+from halfbyte.runtime.observation import Watched
 from halfbyte.runtime.session import Session
 from support.model_folders import tiny_model, write_model
 from support.random_models import random_model
@@ -248,3 +252,30 @@ def test_models_that_cannot_be_run_over_text(folder: Path) -> None:
     for kind, match in (("bert", "no language model"), ("llama", "has no tokenizer")):
         with pytest.raises(HalfbyteError, match=match):
             collect_importance(random_model(kind), folder / "text.txt")
+
+
+@pytest.mark.parametrize("rows", [(2, 3, 5), (2, 3, 4, 5)])
+def test_chosen_experts_reach_the_observer(rows: tuple[int, ...]) -> None:
+    """Rows meet all experts chosen for a token, or, after the first product, one each."""
+    model = random_model("llama", num_hidden_layers=1)
+    recorder = Recorder()
+    plan = Session(model, observer=recorder).plan(
+        {"input_ids": ValueType("int64", (1, 1)), "position_ids": ValueType("int64", (1, 1)),
+         "output_positions": ValueType("int64", (1,))}
+    )  # fmt: skip
+    watched = next(step for step in plan.steps if isinstance(step, Watched))
+    x = np.arange(np.prod(rows), dtype=np.float32).reshape(rows)
+    experts = np.arange(24, dtype=np.int64).reshape(2, 3, 4) % 7
+    seen: list[Any] = []
+    recorder.observe = lambda *given: seen.append(given)  # type: ignore[method-assign]
+    done: list[int] = []
+    replace(
+        watched,
+        step=lambda: done.append(1),
+        x=Slot("x", "float32", rows, x),
+        chosen=Slot("e", "int64", experts.shape, experts),
+    )()
+    ((_, found, which),) = seen
+    assert done == [1] and found.shape == (np.prod(rows[:-1]), 5)
+    assert which.shape == ((6, 4) if len(rows) == 3 else (24, 1))
+    assert which.ravel().tolist() == experts.ravel().tolist()
