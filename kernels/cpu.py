@@ -35,16 +35,14 @@ _NUMBER_IDS = {"float32": 1, "float16": 2, "bfloat16": 3, "uint8": 4}
 _BLOCKS = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"})
 _K_BLOCKS = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
 _DENSE = frozenset({"float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"})
-_SMALL_BLOCKS = frozenset(
-    {"Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "IQ4_NL", "IQ4_XS"}
-)
+_SMALL_BLOCKS = frozenset({"Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "IQ4_NL", "IQ4_XS"})
 _READABLE = _DENSE | _BLOCKS | _K_BLOCKS | _SMALL_BLOCKS | {"affine"}
 
 # What each function takes: encodings of weights, or "float32" for plain arrays.
 CLAIMS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "decode": _READABLE,
-        "encode": _BLOCKS | GRID_KINDS.keys() | {"float32", "float16", "bfloat16"},
+        "encode": _BLOCKS | _SMALL_BLOCKS | GRID_KINDS.keys() | {"float32", "float16", "bfloat16"},
         "linear": _READABLE,
         "linear_int8": _BLOCKS | {"Q4_K", "Q5_K", "affine"},
         "gather_rows": _READABLE,
@@ -227,9 +225,9 @@ def encode(
 ) -> NDArray[np.uint8]:
     """Encode rows [rows, columns] with ggml's own algorithm, byte for byte.
 
-    importance: [columns] float32 weights of the search; Q8_0 and dense kinds ignore it, IQ2_XXS,
+    importance: [columns] float32 weights of the search; kinds without a search ignore it, IQ2_XXS,
     IQ2_XS and IQ1_S need it. compat: ggml's bytes also where its own decoder reads other values
-    from them (IQ3_S blocks with a group of zeros).
+    from them (IQ3_S blocks with a group of zeros) or where they lose the values (NVFP4).
     Returns uint8 [rows, row_bytes]. NaN and infinities are not looked for.
 
     Raises:

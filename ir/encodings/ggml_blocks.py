@@ -206,16 +206,22 @@ class SmallBlock(Encoding):
         Raises:
             QuantizationError: a weight is not finite, or a scale leaves its stored type's range.
         """
+        data = self._by_kernel(rows, importance)
+        return self.encode_reference(rows, importance) if data is None else {"data": data}
+
+    def _by_kernel(
+        self, rows: Float, importance: Float | None, compat: bool = False
+    ) -> Array | None:
         kernel = cpu_kernel("encode", self.name)
         if kernel is None:
-            return self.encode_reference(rows, importance)
+            return None
         self.part_specs(*rows.shape)
         require_finite(rows)
         if importance is not None:
             importance = np.ascontiguousarray(importance, np.float32)
-        data = kernel(self.name, np.ascontiguousarray(rows, np.float32), importance)
+        data: Array = kernel(self.name, np.ascontiguousarray(rows, np.float32), importance, compat)
         self.require_finite_scales(data)
-        return {"data": data}
+        return data
 
     def encode_reference(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
         """Return the same bytes as `encode`, by numpy alone."""

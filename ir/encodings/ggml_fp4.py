@@ -37,7 +37,6 @@ from halfbyte.ir.encodings.ggml_blocks import (
 )
 from halfbyte.ir.encodings.ggml_search import Codes, Float
 from halfbyte.ir.encodings.grid import UNNAMED, stored
-from halfbyte.ir.encodings.kernel_choice import cpu_kernel
 from halfbyte.kernels.codebooks import E2M1_VALUES
 from halfbyte.kernels.layouts import LAYOUTS
 
@@ -187,18 +186,12 @@ class NVFP4(_Fp4):
         Raises:
             QuantizationError: a weight is not finite, or a scale leaves UE4M3's range.
         """
-        if cpu_kernel("encode", self.name) is None:
+        data = self._by_kernel(rows, importance, compat)
+        if data is None:
             return self.encode_reference(rows, importance, compat)
-        parts = super().encode(rows, importance)
         if not compat:
-            self._require_range(parts["data"], rows)
-            return parts
-        blocks = parts["data"].reshape(-1, self.block_bytes)
-        x = np.ascontiguousarray(rows, np.float32).reshape(-1, self.block)
-        differ = _differing(x)
-        if differ.any():
-            blocks[differ] = self._compatible(x[differ])
-        return parts
+            self._require_range(data, rows)
+        return {"data": data}
 
     def encode_reference(
         self, rows: Float, importance: Float | None = None, compat: bool = False
@@ -256,11 +249,3 @@ class NVFP4(_Fp4):
                 f"a weight of magnitude {largest:g} is beyond the {6 * UE4M3_MAX:g} that NVFP4 "
                 "reaches without a scale for the tensor; choose MXFP4, float16 or bfloat16",
             )
-
-
-def _differing(x: Float) -> Array:
-    """Return which blocks [blocks, 64] upstream encodes otherwise."""
-    largest = np.abs(x.reshape(-1, 4, 16)).max(axis=2)
-    lifted = (largest > np.float32(2**-11)) & (largest < np.float32(6 * 2**-10) * 2)
-    differ: Array = (lifted | (largest > np.float32(6 * 240))).any(axis=1)
-    return differ

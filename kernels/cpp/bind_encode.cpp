@@ -24,6 +24,14 @@ bool has_encoder(Kind kind) {
         case Kind::IQ3_S:
         case Kind::IQ1_S:
         case Kind::IQ1_M:
+        case Kind::IQ4_NL:
+        case Kind::IQ4_XS:
+        case Kind::TQ1_0:
+        case Kind::TQ2_0:
+        case Kind::Q1_0:
+        case Kind::Q2_0:
+        case Kind::MXFP4:
+        case Kind::NVFP4:
             return true;
         default:
             return false;

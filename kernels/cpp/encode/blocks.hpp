@@ -172,6 +172,15 @@ static void encode_blocks(const float* x, int64_t blocks, uint8_t* out) {
         encode_block(Block(), x + b * kStep, out + b * Block::kBytes);
 }
 
+// The same for blocks of any number of values.
+template <class Block>
+static void encode_whole_blocks(const float* x, int64_t values, uint8_t* out) {
+    constexpr int kValues = Block::L::kValues;
+    for (int64_t i = 0; i < values; i += kValues, out += Block::kBytes) {
+        encode_block(Block(), x + i, out);
+    }
+}
+
 static void encode_half(const float* x, int64_t n, uint8_t* out) {
     auto* halves = reinterpret_cast<uint16_t*>(out);
     int64_t i = 0;

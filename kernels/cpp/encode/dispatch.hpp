@@ -1,9 +1,12 @@
 // From a kind to its encoder. Kinds listed here are those that has_encoder() names.
 #pragma once
 
+#include "encode/fp4.hpp"
 #include "encode/iq1.hpp"
 #include "encode/iq2.hpp"
 #include "encode/iq3.hpp"
+#include "encode/iq4.hpp"
+#include "encode/ternary.hpp"
 #include "encode/weighted.hpp"
 
 namespace halfbyte {
@@ -46,6 +49,25 @@ static void encode(Kind kind, const float* x, const float* importance, bool comp
             return encode_grid_rows<SearchIQ1_S>(kind, x, importance, rows, columns, out);
         case Kind::IQ1_M:
             return encode_grid_rows<SearchIQ1_M>(kind, x, importance, rows, columns, out);
+        case Kind::IQ4_NL:
+            return encode_iq4_nl(x, importance, rows, columns, out);
+        case Kind::IQ4_XS:
+            return encode_iq4_xs(x, importance, rows, columns, out);
+        case Kind::TQ1_0:
+            return encode_whole_blocks<BlockTQ1_0>(x, rows * columns, out);
+        case Kind::TQ2_0:
+            return encode_whole_blocks<BlockTQ2_0>(x, rows * columns, out);
+        case Kind::Q1_0:
+            return encode_q1_0(x, rows * columns / Layout_Q1_0::kValues, out);
+        case Kind::Q2_0:
+            return encode_whole_blocks<BlockQ2_0>(x, rows * columns, out);
+        case Kind::MXFP4:
+            return encode_whole_blocks<BlockMXFP4>(x, rows * columns, out);
+        case Kind::NVFP4: {
+            const int64_t blocks = rows * columns / Layout_NVFP4::kValues;
+            return compat ? encode_nvfp4<true>(x, blocks, out)
+                          : encode_nvfp4<false>(x, blocks, out);
+        }
         default:
             return;
     }
