@@ -30,7 +30,7 @@ from halfbyte.quant.plan import make_plan
 from support.encoded import held
 
 COLUMNS = 256
-GRIDS = [e for e in list_encodings() if e.grid is not None and can_dequantize(e, COLUMNS)]
+GRIDS = [e for e in list_encodings() if e.span is not None and can_dequantize(e, COLUMNS)]
 
 
 def weight(encoding: Encoding, rows: int = 8, name: str = "w") -> Tensor:

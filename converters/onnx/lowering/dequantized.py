@@ -42,14 +42,14 @@ def can_dequantize(encoding: Encoding, columns: int) -> bool:
 
     Offsets need whole groups.
     """
-    grid = encoding.grid
+    grid = encoding.span
     if grid is None or grid.act_order:
         return False
     return grid.zero in ("fixed", "integer") or columns % (grid.group_size or columns) == 0
 
 
 def _grid(tensor: Tensor) -> Grid:
-    grid = tensor.encoding.grid
+    grid = tensor.encoding.span
     if grid is None or not can_dequantize(tensor.encoding, tensor.columns):
         what, where = f"{tensor.encoding} in this graph", f"tensor {tensor.name!r}"
         raise UnsupportedError(what, where, advice="choose another type with --type")
