@@ -47,6 +47,7 @@ DATASETS = "imatrix.datasets"
 CHUNK_COUNT = "imatrix.chunk_count"
 CHUNK_SIZE = "imatrix.chunk_size"
 LARGEST_COUNT = float(2**53)
+PEEKED_BYTES = 1 << 20
 
 
 @dataclass
@@ -61,6 +62,10 @@ def is_importance(path: Path) -> bool:
     """Whether the file at `path` is an importance matrix in GGUF form."""
     if not is_gguf(path):
         return False
+    with path.open("rb") as stream:
+        # Models have vocabularies to parse: most are told by the lack of a key near the start.
+        if CHUNK_COUNT.encode() not in stream.read(PEEKED_BYTES):
+            return False
     try:
         metadata = read_container(path).metadata
     except FormatError:
