@@ -53,6 +53,12 @@ COLUMNS = ("weight", "tokens", "sum", "min", "max", "mean", "std", "active", "ev
     "--from-chunk", type=click.IntRange(min=0), default=0, help="Leave out the first N chunks."
 )
 @click.option("--process-output", is_flag=True, help="Collect output.weight too.")
+@click.option(
+    "--save-every",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Write FILE after every N chunks, not at the end alone.",
+)
 @click.option("--parse-special", is_flag=True, help="Read special tokens in the text as such.")
 @click.option("--all", "every", is_flag=True, help="Show every weight.")
 @device_options()
@@ -77,7 +83,7 @@ def command(
         matrix = _merged(sources)
     else:
         _require_one(sources)
-        matrix, tokens, warnings = _collected(sources[0], options)
+        matrix, tokens, warnings = _collected(sources[0], output, options)
     _write(matrix, output, options["form"])
     seconds = time.perf_counter() - started
     if options["as_json"]:
@@ -100,7 +106,7 @@ def _merged(sources: tuple[str, ...]) -> ImportanceMatrix:
 
 
 def _collected(
-    source: str, options: dict[str, Any]
+    source: str, output: str, options: dict[str, Any]
 ) -> tuple[ImportanceMatrix, int, tuple[str, ...]]:
     from halfbyte.importance import ImportanceRequest, collect_importance
     from halfbyte.pipeline import open
@@ -114,14 +120,23 @@ def _collected(
         skip=options["from_chunk"],
         process_output=options["process_output"],
         parse_special=options["parse_special"],
+        save_every=options["save_every"] or 1,
         threads=options["threads"],
         device=options["device"],
     )
     model = open(source, revision=options["revision"], allow_pickle=options["allow_pickle"])
     silent = options["quiet"] or options["as_json"]
+
+    def save(matrix: ImportanceMatrix) -> None:
+        _write(matrix, output, options["form"])
+
     with progress_bar("collecting", silent=silent, unit="tokens") as bar:
         found = collect_importance(
-            model, options["data"], request, None if bar is None else bar.of_total
+            model,
+            options["data"],
+            request,
+            None if bar is None else bar.of_total,
+            save if options["save_every"] else None,
         )
     return found.matrix, found.tokens, found.warnings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ class ImportanceRequest:
 
     context: tokens per chunk; batch: tokens per run, None for one chunk; chunks: at most so many,
     after the first `skip`; process_output: the output head too; parse_special: texts of special
-    tokens in the data become these tokens.
+    tokens in the data become these tokens; save_every: chunks between calls of `save`.
     """
 
     context: int = 512
@@ -40,6 +41,7 @@ class ImportanceRequest:
     skip: int = 0
     process_output: bool = False
     parse_special: bool = False
+    save_every: int = 1
     threads: int = 0
     device: str = "cpu"
 
@@ -71,10 +73,12 @@ def collect_importance(
     data: str | Path,
     request: ImportanceRequest | None = None,
     progress: ProgressFor | None = None,
+    save: Callable[[ImportanceMatrix], None] | None = None,
 ) -> Collected:
     """Run `model` over the text file `data` and return the squares that its weights met.
 
-    `progress(tokens)` is called once and returns a function that takes tokens done.
+    `progress(tokens)` is called once and returns a function that takes tokens done. `save` gets
+    what there is after every `request.save_every` chunks, the end excepted.
 
     Raises:
         HalfbyteError: the model is no language model with a tokenizer, or the text is too short.
@@ -97,13 +101,21 @@ def collect_importance(
     collector = SquareCollector({name: _matrices(constants[name]) for name in names})
     threads = asked.threads or available_threads()
     session = Session(model, device=asked.device, threads=threads, observer=collector)
-    run_chunks(
-        session,
-        table,
-        batch=asked.batch or asked.context,
-        every_output=asked.process_output,
-        progress=None if progress is None else progress(table.size),
-    )
+    advance = None if progress is None else progress(table.size)
+    saved = done = 0
+
+    def step(tokens: int) -> None:
+        nonlocal saved, done
+        done += tokens
+        whole = done % asked.context == 0 and done < table.size
+        if save is not None and whole and (done - saved) // asked.context >= asked.save_every:
+            saved = done
+            save(_collected(collector, names, str(data), asked, done).matrix)
+        if advance is not None:
+            advance(tokens)
+
+    batch, every_output = asked.batch or asked.context, asked.process_output
+    run_chunks(session, table, batch=batch, every_output=every_output, progress=step)
     return _collected(collector, names, str(data), asked, table.size)
 
 

@@ -61,6 +61,29 @@ def test_options_reach_the_collection(collect, tmp_path):
     assert names == [*read_importance(tmp_path / "a").names, "output.weight"]
 
 
+def test_saves_on_the_way(collect, tmp_path, monkeypatch):
+    import halfbyte.converters.gguf.imatrix as forms
+
+    written = []
+
+    def watched(matrix, path, form):
+        written.append((matrix.chunk_count, {int(e.counts[0]) for e in matrix.entries.values()}))
+        write_importance(matrix, path, form)
+
+    monkeypatch.setattr(forms, "write_importance", watched)
+    collect(tmp_path / "x", "--chunks", 5, "--save-every", 2)
+    assert written == [(2, {32}), (4, {64}), (5, {80})]
+    written.clear()
+    # Only whole chunks are saved: two side by side, then pieces of one.
+    collect(tmp_path / "y", "--chunks", 5, "--save-every", 1, "--batch", 32)
+    assert [chunks for chunks, _ in written] == [2, 4, 5]
+    written.clear()
+    collect(tmp_path / "z", "--chunks", 2, "--save-every", 1, "--batch", 5)
+    assert [chunks for chunks, _ in written] == [1, 2]
+    for name in ("y", "x"):
+        assert (tmp_path / name).read_bytes()[-500:] == (tmp_path / "x").read_bytes()[-500:]
+
+
 def test_form_follows_ending_and_option(collect, tmp_path):
     for name, options, old in (
         ("x.gguf", (), False),
