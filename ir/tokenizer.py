@@ -20,7 +20,10 @@ from typing import Any
 
 from halfbyte.errors import FormatError
 
-KINDS = ("bpe", "spm", "unigram", "wordpiece")
+KINDS = ("bpe", "spm", "unigram", "wordpiece", "rwkv", "plamo2")
+
+
+_LISTS = ("tokens", "token_types", "scores", "stop_ids", "lstrip_ids", "rstrip_ids", "warnings")
 
 
 class TokenType(IntEnum):
@@ -39,13 +42,14 @@ class Tokenizer:
     """A tokenizer as data.
 
     kind: `bpe` (byte-level, or raw where `pre` says so), `spm` (SentencePiece BPE with scores),
-        `unigram` or `wordpiece`.
+        `unigram`, `wordpiece`; from GGUF alone also `rwkv` and `plamo2`.
     token_types: one `TokenType` value per token. scores: one per token, or empty.
     merges: pairs in rank order (bpe; spm when the source had them).
     pre: llama.cpp's name of the pre-tokenizer, "" where not known.
     special_ids: bos, eos, unk, sep, pad, cls, mask, eot, eom, fim_pre ... -> id.
     stop_ids: every id that ends a generation.
     add_bos and the other tri-state flags: None where the source does not say.
+    lstrip_ids, rstrip_ids: special tokens that take the spaces before or after them along.
     chat_templates: the named templates beside the default one.
     source: Hugging Face files by name. warnings: what a user should hear about this tokenizer.
     """
@@ -67,6 +71,8 @@ class Tokenizer:
     lowercase: bool | None = None
     strip_accents: bool | None = None
     ignore_merges: bool = False
+    lstrip_ids: tuple[int, ...] = ()
+    rstrip_ids: tuple[int, ...] = ()
     chat_template: str | None = None
     chat_templates: dict[str, str] = field(default_factory=dict)
     source: dict[str, bytes] = field(default_factory=dict, repr=False)
@@ -127,11 +133,12 @@ class Tokenizer:
         """
         try:
             document = json.loads(text)
+            document = {"lstrip_ids": (), "rstrip_ids": (), **document}
             values = {item.name: document[item.name] for item in fields(Tokenizer)}
             values["source"] = {n: _content(c) for n, c in values["source"].items()}
             values["precompiled_charsmap"] = base64.b64decode(values["precompiled_charsmap"])
             values["merges"] = tuple((left, right) for left, right in values["merges"])
-            for name in ("tokens", "token_types", "scores", "stop_ids", "warnings"):
+            for name in _LISTS:
                 values[name] = tuple(values[name])
             tokenizer = Tokenizer(**values)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

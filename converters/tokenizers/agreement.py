@@ -68,7 +68,7 @@ def choose_pre_tokenizer(tokenizer: Tokenizer) -> Agreement:
     reference = Codec(tokenizer)
     plain = [reference.encode(text, add_special=False) for text in SAMPLE]
     names = _names_to_try(tokenizer)
-    codec = Codec(rebuilt(replace(tokenizer, pre=names[0])))
+    codec = Codec(rebuilt(replace(tokenizer, pre=names[0])), original=True)
     scores: dict[str, int] = {}
     nearly: Agreement | None = None
     for name in names:
@@ -77,7 +77,7 @@ def choose_pre_tokenizer(tokenizer: Tokenizer) -> Agreement:
         scores[name] = _matches(codec, SAMPLE, plain)
         if scores[name] == len(SAMPLE):
             candidate = replace(tokenizer, pre=name)
-            final = codec if len(scores) == 1 else Codec(rebuilt(candidate))
+            final = codec if len(scores) == 1 else Codec(rebuilt(candidate), original=True)
             agreement = Agreement(candidate, _same_everywhere(final, reference), plain_text=True)
             if agreement.exact or name == tokenizer.pre:
                 return agreement

@@ -64,3 +64,37 @@ def _walk(units: NDArray[np.int64], replacement_bytes: int, where: str) -> None:
             return
         seen[nodes] = True
     raise FormatError(where, f"its trie is more than {MAX_DEPTH} levels deep")
+
+
+class Charsmap:
+    """Looks up replacements in a checked map."""
+
+    def __init__(self, blob: bytes) -> None:
+        """Take a map that `check_charsmap` has passed, or nothing."""
+        size = int.from_bytes(blob[:4], "little")
+        self._units = np.frombuffer(blob, "<u4", size // 4, 4).tolist() if blob else []
+        self._replacements = blob[4 + size :]
+        self.spans_spaces = any(unit & 0x800000FF == 0x20 for unit in self._units)
+
+    def longest(self, data: bytes, start: int) -> tuple[int, bytes] | None:
+        """Return the length of the longest entry at a place of a text, and its replacement."""
+        if not self._units:
+            return None
+        units = self._units
+        found = None
+        node = _offset(units[0])
+        for end in range(start, len(data)):
+            node ^= data[end]
+            unit = units[node]
+            if unit & 0x800000FF != data[end] or not data[end]:
+                break
+            node ^= _offset(unit)
+            if unit >> 8 & 1:
+                at = units[node] & 0x7FFFFFFF
+                value = self._replacements[at : self._replacements.index(b"\0", at)]
+                found = (end + 1 - start, value)
+        return found
+
+
+def _offset(unit: int) -> int:
+    return (unit >> 10 & 0x1FFFFF) << (unit >> 6 & 8)

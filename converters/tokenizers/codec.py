@@ -1,31 +1,56 @@
 """Text to token ids and back.
 
-Tokenizers with Hugging Face files run on those files; the rest run on what their plain fields say.
-The `tokenizers` library does the work, but SentencePiece BPE from GGUF, which is merged by score
-exactly as llama.cpp does.
+Tokenizers with Hugging Face files run on those files, through the `tokenizers` library. Tokenizers
+from GGUF keys give llama.cpp's ids: special tokens are cut out as it does, then the words engine
+of the tokenizer's kind takes over.
 """
 
 from __future__ import annotations
 
 import codecs
-import json
-import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from halfbyte.converters.tokenizers.backend import PairMerger, build_backend, encode, load_backend
+from halfbyte.converters.tokenizers.byte_trie import LongestMatch, token_bytes
+from halfbyte.converters.tokenizers.ggml_types import effective_types
 from halfbyte.converters.tokenizers.greedy import GreedyMerger
+from halfbyte.converters.tokenizers.partition import Partition
+from halfbyte.converters.tokenizers.plamo import ScoredCutter
 from halfbyte.converters.tokenizers.pretokenizers import PRE_TOKENIZERS
-from halfbyte.converters.tokenizers.tokenizer_json import SPACE, build_tokenizer_json
-from halfbyte.errors import FormatError, HalfbyteError
+from halfbyte.converters.tokenizers.tokenizer_json import SPACE
+from halfbyte.converters.tokenizers.unigram import UnigramCutter
+from halfbyte.converters.tokenizers.wordpiece import WordPieces
+from halfbyte.errors import HalfbyteError
 from halfbyte.ir.tokenizer import Tokenizer, TokenType, byte_value
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenizers import Tokenizer as Backend
 
 SPECIAL_TYPES = (TokenType.CONTROL, TokenType.UNKNOWN)
+
+
+class Engine(Protocol):
+    """Turns text without special tokens into ids."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+
+
+ENGINES: dict[str, Callable[[Tokenizer], Engine]] = {
+    "bpe": PairMerger,
+    "spm": GreedyMerger,
+    "unigram": UnigramCutter,
+    "wordpiece": WordPieces,
+    "rwkv": LongestMatch,
+    "plamo2": ScoredCutter,
+}
+ENGINE_ALONE = ("spm", "rwkv", "plamo2")
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -39,76 +64,14 @@ def _byte_alphabet() -> dict[str, int]:
 BYTE_ALPHABET = _byte_alphabet()
 
 
-def load_backend(text: str, where: str) -> Backend:
-    """Return a `tokenizers` tokenizer from a tokenizer.json text, without padding or truncation.
-
-    Raises:
-        FormatError: the library refuses it.
-    """
-    from tokenizers import Tokenizer as Backend
-
-    try:
-        backend = Backend.from_str(text)
-    except Exception as error:
-        raise FormatError(where, f"the tokenizers library refuses it ({error})") from error
-    except BaseException as error:
-        _raise_panic(error, where)
-        raise
-    backend.no_padding()
-    backend.no_truncation()
-    return backend
-
-
-def build_backend(tokenizer: Tokenizer) -> Backend:
-    """Return a `tokenizers` tokenizer for a record's plain fields.
-
-    Raises:
-        FormatError: the record contradicts itself.
-        UnsupportedError: `pre` is no known pre-tokenizer.
-    """
-    from tokenizers import AddedToken
-
-    document = build_tokenizer_json(tokenizer)
-    model = _build_model(document["model"])
-    # The document without its vocabulary, then the model as an object: half the time of one JSON.
-    empty = {"type": "BPE", "vocab": {}, "merges": []}
-    stub = {**document, "model": empty, "added_tokens": []}
-    backend = load_backend(json.dumps(stub), "tokenizer")
-    backend.model = model
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    added = document["added_tokens"]
-    backend.add_tokens([AddedToken(t["content"], **{f: t[f] for f in flags}) for t in added])
-    return backend
-
-
-def _build_model(fields: dict[str, Any]) -> Any:
-    from tokenizers import models
-
-    options = {name: value for name, value in fields.items() if value is not None}
-    kind = options.pop("type")
-    try:
-        if kind == "Unigram":
-            options["vocab"] = [tuple(entry) for entry in options["vocab"]]
-        return getattr(models, kind)(**options)
-    except Exception as error:
-        raise FormatError("tokenizer", f"the tokenizers library refuses it ({error})") from error
-    except BaseException as error:
-        _raise_panic(error, "tokenizer")
-        raise
-
-
-def _raise_panic(error: BaseException, where: str) -> None:
-    """Raise a Rust panic, which Python sees as no Exception, as a FormatError."""
-    if type(error).__name__ == "PanicException":
-        rule = f"the tokenizers library cannot handle it ({error})"
-        raise FormatError(where, rule) from error
-
-
 class Codec:
     """Encodes and decodes with one tokenizer; safe to share between threads."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, original: bool = False) -> None:
         """Prepare a tokenizer for use.
+
+        original: give a tokenizer from GGUF keys the ids of the model it was made from, where
+        llama.cpp only approximates them (normal form C, accents, upper case outside ASCII).
 
         Raises:
             FormatError: the tokenizer contradicts itself.
@@ -116,12 +79,16 @@ class Codec:
         """
         self.tokenizer = tokenizer
         self._lock = threading.Lock()
-        self._greedy: GreedyMerger | None = None
+        self._engine: Engine | None = None
         self._backend: Backend | None = None
-        if tokenizer.kind == "spm" and "tokenizer.json" not in tokenizer.source:
-            self._greedy = GreedyMerger(tokenizer)
-        else:
+        files = tokenizer.source
+        original = original or bool(files)
+        if "tokenizer.json" in files or (original and tokenizer.kind not in ENGINE_ALONE):
+            self._types = tokenizer.token_types
             self._backend = self._load()
+        else:
+            self._types = effective_types(tokenizer)
+            self._engine = ENGINES[tokenizer.kind](tokenizer)
 
     def _load(self) -> Backend:
         source = self.tokenizer.source.get("tokenizer.json")
@@ -130,7 +97,7 @@ class Codec:
         return load_backend(source.decode("utf-8"), "tokenizer.json")
 
     def use_pre_tokenizer(self, name: str) -> None:
-        """Split text as another name's pre-tokenizer does, keeping the vocabulary loaded."""
+        """Split text as another name's original does, keeping the vocabulary loaded."""
         backend = self._require_backend()
         empty = replace(self.tokenizer, tokens=(), token_types=(), merges=(), special_ids={})
         other = build_backend(replace(empty, pre=name))
@@ -157,67 +124,49 @@ class Codec:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise HalfbyteError(f"text to encode: not valid Unicode ({error.reason})") from error
-        if self._greedy is not None:
-            return self._encode_greedy(self._greedy, text, add_special, parse_special)
-        return self._encode_backend(text, add_special, parse_special)
-
-    def _encode_backend(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        if self._engine is not None:
+            return self._encode_parts(self._engine, text, add_special, parse_special)
         backend = self._require_backend()
-        try:
-            with self._lock:
-                backend.encode_special_tokens = not parse_special
-                return list(backend.encode(text, add_special_tokens=add_special).ids)
-        except Exception as error:
-            raise HalfbyteError(f"text to encode: {error}") from error
-        except BaseException as error:
-            _raise_panic(error, "tokenizer")
-            raise
+        with self._lock:
+            backend.encode_special_tokens = not parse_special
+            return encode(backend, text, add_special)
 
     def _require_backend(self) -> Backend:
         assert self._backend is not None
         return self._backend
 
-    def _encode_greedy(
-        self, merger: GreedyMerger, text: str, add_special: bool, parse_special: bool
+    def _encode_parts(
+        self, engine: Engine, text: str, add_special: bool, parse_special: bool
     ) -> list[int]:
         record = self.tokenizer
-        ids = record.special_ids
-        out = [ids["bos"]] if add_special and record.add_bos and "bos" in ids else []
+        first, last = self._ends if add_special else ([], [])
+        out = [*first]
+        prefix = " " if record.kind == "spm" and record.add_space_prefix is not False else ""
         after_special = True
-        for part in self._split_special(text, parse_special):
+        for part in self._partition.cut(text, parse_special):
             if isinstance(part, int):
                 out.append(part)
                 after_special = True
                 continue
-            prefix = " " if record.add_space_prefix is not False and after_special else ""
-            out += merger.encode((prefix + part).replace(" ", SPACE))
+            part = prefix + part if after_special else part
+            out += engine.encode(part.replace(" ", SPACE) if record.kind == "spm" else part)
             after_special = False
-        if add_special and record.add_eos and "eos" in ids:
-            out.append(ids["eos"])
-        return out
-
-    def _split_special(self, text: str, parse_special: bool) -> list[str | int]:
-        found, pattern = self._special_pattern if parse_special else self._user_pattern
-        if pattern is None:
-            return [text] if text else []
-        return [found.get(part, part) for part in pattern.split(text) if part]
+        return out + last
 
     @cached_property
-    def _special_pattern(self) -> tuple[dict[str, int], re.Pattern[str] | None]:
-        return self._pattern_for((*SPECIAL_TYPES, TokenType.USER_DEFINED))
+    def _partition(self) -> Partition:
+        return Partition(self.tokenizer)
 
     @cached_property
-    def _user_pattern(self) -> tuple[dict[str, int], re.Pattern[str] | None]:
-        return self._pattern_for((TokenType.USER_DEFINED,))
-
-    def _pattern_for(self, kinds: Iterable[int]) -> tuple[dict[str, int], re.Pattern[str] | None]:
-        record = self.tokenizer
-        wanted = set(kinds)
-        found = {record.tokens[i]: i for i, kind in enumerate(record.token_types) if kind in wanted}
-        if not found:
-            return {}, None
-        longest_first = sorted(found, key=len, reverse=True)
-        return found, re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+    def _ends(self) -> tuple[list[int], list[int]]:
+        """Return what stands before and after every text."""
+        record, ids = self.tokenizer, self.tokenizer.special_ids
+        bert = record.kind == "wordpiece"
+        if record.kind in ("rwkv", "plamo2"):
+            return [], []
+        last = "sep" if bert else "eos"
+        first = [ids["bos"]] if "bos" in ids and (bert or record.add_bos) else []
+        return first, [ids[last]] if last in ids and (bert or record.add_eos) else []
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of token ids.
@@ -227,10 +176,18 @@ class Codec:
         """
         for index in ids:
             self._check_id(index)
-        if self._backend is not None:
-            return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
+        backend = self._decoder if self.tokenizer.kind == "wordpiece" else self._backend
+        if backend is not None:
+            return str(backend.decode(list(ids), skip_special_tokens=skip_special))
         stream = StreamDecoder(self, skip_special)
         return "".join([stream.push(index) for index in ids]) + stream.finish()
+
+    @cached_property
+    def _decoder(self) -> Backend:
+        return self._backend or build_backend(self.tokenizer)
+
+    def _type(self, index: int) -> int:
+        return self._types[index] if self._types else int(TokenType.NORMAL)
 
     def _check_id(self, index: int) -> None:
         if not 0 <= index < len(self.tokenizer):
@@ -240,7 +197,7 @@ class Codec:
 
     def is_special(self, index: int) -> bool:
         """Return whether a token is a control or unknown token."""
-        return self.tokenizer.token_type(index) in SPECIAL_TYPES
+        return self._type(index) in SPECIAL_TYPES
 
     def id_to_piece(self, index: int) -> bytes:
         """Return the bytes that a token adds to the text; they may end inside a character.
@@ -250,16 +207,28 @@ class Codec:
         """
         self._check_id(index)
         record = self.tokenizer
-        token, kind = record.tokens[index], record.token_type(index)
+        token, kind = record.tokens[index], self._type(index)
+        if record.kind == "rwkv":
+            return token_bytes(token)
+        if kind == TokenType.UNUSED:
+            return b""
+        if record.kind == "plamo2" and kind != TokenType.BYTE:
+            return token.encode("utf-8")
         if kind in (*SPECIAL_TYPES, TokenType.USER_DEFINED):
             return token.encode("utf-8")
         if kind == TokenType.BYTE:
             return bytes([byte_value(token) or 0])
         if record.kind == "wordpiece":
             return (token[2:] if token.startswith("##") else " " + token).encode("utf-8")
-        if record.kind == "bpe" and all(char in BYTE_ALPHABET for char in token):
+        if self._in_bytes and all(char in BYTE_ALPHABET for char in token):
             return bytes([BYTE_ALPHABET[char] for char in token])
         return token.replace(SPACE, " ").encode("utf-8")
+
+    @cached_property
+    def _in_bytes(self) -> bool:
+        """Return whether tokens stand in GPT-2's byte alphabet."""
+        row = PRE_TOKENIZERS.get(self.tokenizer.pre)
+        return self.tokenizer.kind == "bpe" and not (row is not None and row.raw)
 
     @cached_property
     def starts_with_space(self) -> bool:

@@ -12,19 +12,31 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
 from halfbyte.converters.tokenizers.charsmap import check_charsmap
+from halfbyte.converters.tokenizers.ggml_types import end_ids
+from halfbyte.converters.tokenizers.metadata_keys import Keys
 from halfbyte.converters.tokenizers.pretokenizers import PRE_TOKENIZERS
-from halfbyte.converters.tokenizers.special_tokens import MAX_TEMPLATE_BYTES, all_stop_ids
-from halfbyte.converters.tokenizers.tokenizer_json import SPACE
+from halfbyte.converters.tokenizers.special_tokens import MAX_TEMPLATE_BYTES
+from halfbyte.converters.tokenizers.tokenizer_json import SPACE, phantom
 from halfbyte.errors import FormatError, UnsupportedError
 from halfbyte.ir.tokenizer import Tokenizer, TokenType, check_tokenizer
 
 PREFIX = "tokenizer.ggml."
-KINDS = {"llama": "spm", "gpt2": "bpe", "t5": "unigram", "bert": "wordpiece", "gemma4": "bpe"}
+KINDS = {
+    "llama": "spm",
+    "gpt2": "bpe",
+    "t5": "unigram",
+    "bert": "wordpiece",
+    "gemma4": "bpe",
+    "whitespace": "bpe",
+    "rwkv": "rwkv",
+    "plamo2": "plamo2",
+}
 ID_KEYS = {
     "bos": "bos_token_id",
     "eos": "eos_token_id",
@@ -47,81 +59,12 @@ DEFAULT_IDS = {
     "bpe": {"bos": 11, "eos": 11},
     "unigram": {"eos": 1, "unk": 2, "pad": 0},
     "wordpiece": {"bos": 101, "sep": 102, "eos": 102, "unk": 100, "pad": 0},
+    "rwkv": {},
+    "plamo2": {"bos": 1, "eos": 2, "unk": 0, "pad": 3},
 }
+OWN_MODELS = ("gemma4", "whitespace")
 NO_ID = (-1, 0xFFFFFFFF)
 PADDING_SCORE = -10000.0
-
-
-class _Keys:
-    """Typed access to metadata; values may be plain or carry `.value`."""
-
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self.metadata = metadata
-
-    def get(self, key: str) -> Any:
-        value = self.metadata.get(key)
-        return getattr(value, "value", value)
-
-    def fail(self, key: str, rule: str) -> FormatError:
-        return FormatError("GGUF metadata", f"{key} {rule}")
-
-    def text(self, key: str) -> str | None:
-        value = self.get(key)
-        if isinstance(value, bytes):
-            try:
-                value = value.decode("utf-8")
-            except UnicodeDecodeError:
-                raise self.fail(key, "is not UTF-8 text") from None
-        if value is not None and not isinstance(value, str):
-            raise self.fail(key, f"is a {type(value).__name__}, text is required")
-        return value
-
-    def flag(self, key: str) -> bool | None:
-        value = self.get(key)
-        if value is not None and not isinstance(value, bool | np.bool_):
-            raise self.fail(key, f"is {str(value)[:40]!r}, true or false is required")
-        return None if value is None else bool(value)
-
-    def integer(self, key: str) -> int | None:
-        value = self.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-            raise self.fail(key, f"is {str(value)[:40]!r}, a number is required")
-        return int(value)
-
-    def texts(self, key: str) -> list[str]:
-        values = self.get(key)
-        if values is None:
-            return []
-        if not isinstance(values, list | tuple | np.ndarray):
-            raise self.fail(key, f"is a {type(values).__name__}, a list of texts is required")
-        found = [_decoded(value) for value in values] if bytes in set(map(type, values)) else values
-        if not set(map(type, found)) <= {str, np.str_}:
-            raise self.fail(key, "holds something that is not text")
-        return list(map(str, found)) if isinstance(found, np.ndarray) else list(found)
-
-    def numbers(
-        self, key: str, kinds: str, count: int | None = None
-    ) -> np.ndarray[Any, Any] | None:
-        values = self.get(key)
-        if values is None:
-            return None
-        if not isinstance(values, list | tuple | np.ndarray):
-            raise self.fail(key, f"is a {type(values).__name__}, a list of numbers is required")
-        try:
-            array = np.asarray(values)
-        except ValueError:
-            array = np.zeros((0, 0))
-        if array.ndim != 1 or (array.size and array.dtype.kind not in kinds):
-            raise self.fail(key, f"has {array.dtype} elements, which are not of the right kind")
-        if count is not None and len(array) != count:
-            raise self.fail(key, f"has {len(array)} entries, the vocabulary {count} tokens")
-        return array
-
-
-def _decoded(value: Any) -> Any:
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -133,7 +76,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         FormatError: keys are missing, of wrong type or length, or contradict each other.
         UnsupportedError: a tokenizer model or pre-tokenizer that is not known.
     """
-    keys = _Keys(metadata)
+    keys = Keys(metadata)
     model = keys.text(PREFIX + "model")
     if model is None:
         raise FormatError("GGUF metadata", f"{PREFIX}model is missing; the file has no tokenizer")
@@ -148,10 +91,12 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     type_list = [1] * len(tokens) if types is None else types.tolist()
     if kind == "wordpiece":
         tokens = [_from_phantom(text, t) for text, t in zip(tokens, type_list, strict=True)]
-    named = "gemma4" if model == "gemma4" else keys.text(PREFIX + "pre")
+    named = model if model in OWN_MODELS else keys.text(PREFIX + "pre")
     pre = named or "default"
     if kind == "bpe" and pre not in PRE_TOKENIZERS:
-        raise UnsupportedError(f"pre-tokenizer {pre!r}", PREFIX + "pre", sorted(PRE_TOKENIZERS))
+        nearest = get_close_matches(pre, PRE_TOKENIZERS, 5, 0.0)
+        raise UnsupportedError(f"pre-tokenizer {pre!r}", PREFIX + "pre", nearest)
+    left, right = _stripping_ids(keys, tokens, type_list, pre)
     base = Tokenizer(
         kind=kind,
         tokens=tuple(tokens),
@@ -160,6 +105,8 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         merges=_merges(keys, tokens, kind),
         pre=pre,
         ignore_merges=kind == "bpe" and PRE_TOKENIZERS[pre].ignore_merges,
+        lstrip_ids=left,
+        rstrip_ids=right,
     )
     tokenizer = _with_flags(_with_ids(base, keys), keys)
     if kind == "bpe" and not named:
@@ -169,6 +116,32 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     return _with_carried_json(tokenizer, keys)
 
 
+def _stripping_ids(
+    keys: Keys, tokens: list[str], types: list[int], pre: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the tokens that take spaces before, and after them along.
+
+    No key says so: llama.cpp goes by the names of the model, its architecture and `pre`.
+    """
+    name = str(keys.get("general.name") or "").lower()
+    masked = pre in ("jina-v2-de", "jina-v2-es", "jina-v2-code")
+    masked = masked or keys.get("general.architecture") in ("nomic-bert-moe", "jina-bert-v3")
+    if masked or "modern-bert" in name:
+        mask = "<mask>" if masked else "[MASK]"
+        return (tokens.index(mask),) if mask in tokens else (), ()
+    if "phi-3" not in name and "phi3" not in name:
+        return (), ()
+    special = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+    kept = ("<unk>", "<s>", "<|endoftext|>")
+    pairs = zip(tokens, types, strict=True)
+    found = [
+        index
+        for index, (text, kind) in enumerate(pairs)
+        if (kind in special or text == "</s>") and text not in kept
+    ]
+    return (), tuple(found)
+
+
 def _from_phantom(text: str, kind: int) -> str:
     if text.startswith(SPACE) and len(text) > 1:
         return text[1:]
@@ -176,7 +149,7 @@ def _from_phantom(text: str, kind: int) -> str:
     return text if special or text.startswith("[PAD") else "##" + text
 
 
-def _merges(keys: _Keys, tokens: list[str], kind: str) -> tuple[tuple[str, str], ...]:
+def _merges(keys: Keys, tokens: list[str], kind: str) -> tuple[tuple[str, str], ...]:
     key = PREFIX + "merges"
     if kind != "bpe":
         return ()
@@ -194,10 +167,10 @@ def _merges(keys: _Keys, tokens: list[str], kind: str) -> tuple[tuple[str, str],
         number = next(n for n, pair in enumerate(pairs) if unknown.intersection(pair))
         missing = next(part for part in pairs[number] if part in unknown)
         raise keys.fail(key, f"entry {number} names {missing[:40]!r}, which is no token")
-    return tuple(pairs)
+    return tuple(dict.fromkeys(pairs))
 
 
-def _with_ids(tokenizer: Tokenizer, keys: _Keys) -> Tokenizer:
+def _with_ids(tokenizer: Tokenizer, keys: Keys) -> Tokenizer:
     count = len(tokenizer)
     ids = {}
     warnings = []
@@ -214,13 +187,8 @@ def _with_ids(tokenizer: Tokenizer, keys: _Keys) -> Tokenizer:
         ids[name] = index
     if "tokenizer.huggingface.json" not in keys.metadata:
         _default_ids(ids, tokenizer)
-    stop = [ids[name] for name in ("eos", "eot", "eom") if name in ids]
-    return replace(
-        tokenizer,
-        special_ids=ids,
-        stop_ids=all_stop_ids(tokenizer, stop),
-        warnings=tuple(warnings),
-    )
+    named = replace(tokenizer, special_ids=ids, warnings=tuple(warnings))
+    return replace(named, stop_ids=end_ids(named))
 
 
 def _default_ids(ids: dict[str, int], tokenizer: Tokenizer) -> None:
@@ -234,7 +202,7 @@ def _default_ids(ids: dict[str, int], tokenizer: Tokenizer) -> None:
         ids.setdefault("cls", ids["bos"])
 
 
-def _with_flags(tokenizer: Tokenizer, keys: _Keys) -> Tokenizer:
+def _with_flags(tokenizer: Tokenizer, keys: Keys) -> Tokenizer:
     add_bos = keys.flag(PREFIX + "add_bos_token")
     add_eos = keys.flag(PREFIX + "add_eos_token")
     charsmap = keys.numbers(PREFIX + "precompiled_charsmap", "iu")
@@ -259,7 +227,7 @@ def _with_flags(tokenizer: Tokenizer, keys: _Keys) -> Tokenizer:
     )
 
 
-def _chat_templates(keys: _Keys) -> dict[str, str]:
+def _chat_templates(keys: Keys) -> dict[str, str]:
     found = {}
     start = "tokenizer.chat_template"
     for key in keys.metadata:
@@ -272,7 +240,7 @@ def _chat_templates(keys: _Keys) -> dict[str, str]:
     return found
 
 
-def _with_carried_json(tokenizer: Tokenizer, keys: _Keys) -> Tokenizer:
+def _with_carried_json(tokenizer: Tokenizer, keys: Keys) -> Tokenizer:
     key = "tokenizer.huggingface.json"
     text = keys.text(key)
     if text is None:
@@ -318,12 +286,17 @@ def plain_keys(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[str,
     tokens, types, scores = _padded(tokenizer, count)
     name = {kind: model for model, kind in reversed(KINDS.items())}[tokenizer.kind]
     row = PRE_TOKENIZERS.get(tokenizer.pre)
-    raw = tokenizer.kind == "bpe" and row is not None and row.name == "gemma4"
-    keys: dict[str, Any] = {"model": "gemma4" if raw else name, "pre": tokenizer.pre or "default"}
+    raw = tokenizer.kind == "bpe" and row is not None and row.name in OWN_MODELS
+    keys: dict[str, Any] = {
+        "model": tokenizer.pre if raw else name,
+        "pre": tokenizer.pre or "default",
+    }
+    if tokenizer.kind == "rwkv":
+        del keys["pre"]
     if tokenizer.kind == "spm" and tokenizer.add_space_prefix is False:
         keys = {"add_space_prefix": False, **keys}
     keys["tokens"] = tokens
-    if tokenizer.kind in ("spm", "unigram"):
+    if tokenizer.kind in ("spm", "unigram", "plamo2"):
         keys["scores"] = np.asarray(scores, np.float32)
     keys["token_type"] = np.asarray(types, np.int32)
     if tokenizer.kind == "unigram":
@@ -350,14 +323,8 @@ def _padded(tokenizer: Tokenizer, count: int) -> tuple[list[str], list[int], lis
     types += [int(TokenType.UNUSED)] * len(extra)
     scores += [PADDING_SCORE] * len(extra)
     if tokenizer.kind == "wordpiece":
-        tokens = [_phantom(text, kind) for text, kind in zip(tokens, types, strict=True)]
+        tokens = [phantom(text, kind) for text, kind in zip(tokens, types, strict=True)]
     return tokens, types, scores
-
-
-def _phantom(text: str, kind: int) -> str:
-    if kind == TokenType.CONTROL:
-        return text
-    return text[2:] if text.startswith("##") else SPACE + text
 
 
 def _merge_text(pair: tuple[str, str]) -> str:

@@ -5,6 +5,7 @@ A chain is the list of steps that cut text into words before merging. Steps:
     ("split", regex)      cut at every match, matches are words too
     ("digits",)           every digit its own word           ("digit runs",)  runs of digits
     ("punctuation",)      runs of punctuation
+    ("drop", regex)       cut at every match, matches vanish
     ("bytes", regex?)     map to GPT-2's byte alphabet, first cutting by GPT-2's regex if true
 
 The patterns are those of the original models' tokenizer.json (Oniguruma syntax); where llama.cpp
@@ -22,7 +23,7 @@ from typing import Any
 Step = tuple[Any, ...]
 Chain = tuple[Step, ...]
 
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
@@ -33,11 +34,11 @@ _SLASH_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _HAN = r"&&[^\p{Han}]"
 
 GPT2_REGEX = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3_REGEX = rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}"
-QWEN2_REGEX = rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}|{_REST}"
-GPT4O_REGEX = _CASED.replace("SUFFIX", _CONTRACTIONS + "?") + r"|\p{N}{1,3}|" + _SLASH_REST
+LLAMA3_REGEX = rf"{CONTRACTIONS}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}"
+QWEN2_REGEX = rf"{CONTRACTIONS}|{_LETTERS}|\p{{N}}|{_REST}"
+GPT4O_REGEX = _CASED.replace("SUFFIX", CONTRACTIONS + "?") + r"|\p{N}{1,3}|" + _SLASH_REST
 TEKKEN_REGEX = _CASED.replace("SUFFIX", "") + r"|\p{N}|" + _SLASH_REST
-_KIMI_CASED = _CASED.replace(r"\p{M}]", rf"\p{{M}}{_HAN}]").replace("SUFFIX", _CONTRACTIONS + "?")
+_KIMI_CASED = _CASED.replace(r"\p{M}]", rf"\p{{M}}{_HAN}]").replace("SUFFIX", CONTRACTIONS + "?")
 _SCRIPT = (
     "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ"
     "-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹ"
@@ -70,7 +71,7 @@ CHAINS: dict[str, Chain] = {
     "llama3": _splits(LLAMA3_REGEX),
     "qwen2": _splits(QWEN2_REGEX),
     "qwen35": _splits(
-        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|"
+        rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|"
         r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
     "default": _splits(r"[\p{P}\$\+<=>\^~\|]+", GPT2_REGEX, r"\p{N}+", "[0-9][0-9][0-9]"),
@@ -102,7 +103,7 @@ CHAINS: dict[str, Chain] = {
     "gpt-4o": _splits(GPT4O_REGEX),
     "tekken": _splits(TEKKEN_REGEX),
     "youtu": _splits(
-        _YOUTU_SCRIPTS, _CASED.replace("SUFFIX", _CONTRACTIONS + "?") + r"|\p{N}|" + _SLASH_REST
+        _YOUTU_SCRIPTS, _CASED.replace("SUFFIX", CONTRACTIONS + "?") + r"|\p{N}|" + _SLASH_REST
     ),
     "tiny-aya": _splits(_NUMBER_GROUPS, GPT4O_REGEX),
     "kimi-k2": _splits(rf"[\p{{Han}}]+|{_KIMI_CASED}|\p{{N}}{{1,3}}|{_REST}"),
@@ -115,13 +116,13 @@ CHAINS: dict[str, Chain] = {
         r"\s*[\r\n]|\s+(?!\S)|\s+"
     ),
     "seed-coder": _splits(
-        rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|"
+        rf"{CONTRACTIONS}|{_LETTERS}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|"
         r"\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
     "ufakzeka": _splits(rf"{_LETTERS}|\p{{N}}|{_REST}"),
     "laguna": _splits(r"[^\n]+|[\n]+", QWEN2_REGEX),
     "exaone-moe": _splits(
-        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}|"
+        rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}|"
         r" ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
     ),
     "minicpm5": _splits(r"\p{N}{1,3}", LLAMA3_REGEX.replace(r"\p{N}{1,3}", r"\p{N}+")),
@@ -135,6 +136,7 @@ CHAINS: dict[str, Chain] = {
         ("bytes", True),
     ),
     "newlines": (("split", r"[^\n]+|[\n]+"),),
+    "whitespace": (("drop", r"\s+"),),
 }
 
 
@@ -143,7 +145,8 @@ class PreTokenizer:
     """One name: its chain and what comes with it.
 
     nfc: the models that go by this name normalise to NFC first (llama.cpp does not).
-    raw: tokens are text with U+2581 for spaces and byte fallback, not the byte alphabet.
+    raw: tokens are text with byte fallback, not the byte alphabet; spaces are U+2581 but for
+        the name `whitespace`.
     marker: a token that tells this name from others with the same chain.
     """
 
@@ -186,6 +189,7 @@ _ROWS = [
     PreTokenizer("gemma4", "newlines", raw=True, add_bos=True),
     PreTokenizer("sarvam-moe", "newlines", raw=True),
     PreTokenizer("granite-embed-multi-311m", "newlines", raw=True, add_bos=True),
+    PreTokenizer("whitespace", "whitespace", raw=True),
 ]
 # Names that differ from others in name alone: family, what comes with it, names.
 _ALIASES: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
@@ -269,7 +273,7 @@ def canonical_regex(pattern: str) -> str:
     """Return a pattern in one spelling, so that equal patterns compare equal."""
     pattern = pattern.replace("\r", r"\r").replace("\n", r"\n").replace("\t", r"\t")
     expanded = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-    pattern = pattern.replace(expanded, _CONTRACTIONS)
+    pattern = pattern.replace(expanded, CONTRACTIONS)
     pattern = re.sub(r"\\p\{(\w+)\}\{1\}", r"\\p{\1}", pattern)
     return pattern.replace('\\"', '"')
 
@@ -290,6 +294,8 @@ def chain_of(pre_tokenizer: Any) -> Chain:
         removed = pre_tokenizer.get("behavior") == "Removed" and pre_tokenizer.get("invert")
         if isinstance(text, str) and (plain or removed):
             return (("split", canonical_regex(text)),)
+    if kind == "WhitespaceSplit":
+        return (("drop", r"\s+"),)
     if kind == "ByteLevel":
         return (("bytes", bool(pre_tokenizer.get("use_regex", True))),)
     if kind == "Digits":
@@ -327,11 +333,11 @@ def pre_tokenizer_json(chain: Chain) -> dict[str, Any]:
 
 
 def _step_json(step: Step) -> dict[str, Any]:
-    if step[0] == "split":
+    if step[0] in ("split", "drop"):
         return {
             "type": "Split",
             "pattern": {"Regex": step[1]},
-            "behavior": "Isolated",
+            "behavior": "Isolated" if step[0] == "split" else "Removed",
             "invert": False,
         }
     if step[0] == "bytes":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+from halfbyte.converters.tokenizers.ggml_chains import ggml_chain
 from halfbyte.converters.tokenizers.pretokenizers import PRE_TOKENIZERS, pre_tokenizer_json
 from halfbyte.errors import UnsupportedError
 from halfbyte.ir.tokenizer import Tokenizer, TokenType
@@ -20,8 +21,10 @@ def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return a tokenizer.json document for a record, from its plain fields alone.
 
     Raises:
-        UnsupportedError: `pre` is no known pre-tokenizer.
+        UnsupportedError: `pre` is no known pre-tokenizer, or Hugging Face has no such tokenizer.
     """
+    if tokenizer.kind not in _BUILDERS:
+        raise UnsupportedError(f"tokenizer {tokenizer.kind!r}", "tokenizer.json", list(_BUILDERS))
     parts = _BUILDERS[tokenizer.kind](tokenizer)
     return {
         "version": "1.0",
@@ -132,14 +135,36 @@ def _bpe(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
+def words_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return a tokenizer.json that cuts plain text as llama.cpp does: no special tokens, no NFC.
+
+    Raises:
+        UnsupportedError: `pre` is no known pre-tokenizer.
+    """
+    parts = _bpe(tokenizer)
+    row = PRE_TOKENIZERS[tokenizer.pre or "default"]
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": parts["normalizer"] if row.raw else None,
+        "pre_tokenizer": pre_tokenizer_json(ggml_chain(row)),
+        "post_processor": None,
+        "decoder": None,
+        "model": {**parts["model"], "unk_token": None},
+    }
+
+
 def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": pattern, "content": content}
 
 
 def _raw_bpe(tokenizer: Tokenizer) -> dict[str, Any]:
     unknown = tokenizer.special_token("unk")
+    normalizer: dict[str, Any] | None = _replace({"String": " "}, SPACE)
+    if tokenizer.pre == "whitespace":
+        normalizer = {"type": "Lowercase"} if tokenizer.lowercase else None
     return {
-        "normalizer": _replace({"String": " "}, SPACE),
+        "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer_json(PRE_TOKENIZERS[tokenizer.pre].chain),
         "decoder": _text_decoder(strip=False),
         "model": _bpe_model(
@@ -241,6 +266,13 @@ def _unigram(tokenizer: Tokenizer) -> dict[str, Any]:
             "byte_fallback": TokenType.BYTE in tokenizer.token_types,
         },
     }
+
+
+def phantom(text: str, kind: int) -> str:
+    """Return a WordPiece token as GGUF has it: U+2581 before starts of words, no `##`."""
+    if kind == TokenType.CONTROL:
+        return text
+    return text[2:] if text.startswith("##") else SPACE + text
 
 
 def _wordpiece(tokenizer: Tokenizer) -> dict[str, Any]:

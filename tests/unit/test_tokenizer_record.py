@@ -47,7 +47,7 @@ def test_json_is_checked_when_read() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"kind": "rwkv"}, "t: kind 'rwkv' is none of bpe, spm, unigram, wordpiece"),
+        ({"kind": "x"}, "t: kind 'x' is none of bpe, spm, unigram, wordpiece, rwkv, plamo2"),
         ({"tokens": ("a", 1)}, "t: a token is not text"),
         (
             {"tokens": ("a", "b", "\ud800")},
