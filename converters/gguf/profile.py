@@ -27,9 +27,14 @@ class GgufProfile:
         return "gguf"
 
     def required(self, tensor: Tensor) -> Encoding | None:
-        """Return float32 for vectors, norms, biases and small tables; None for matrices."""
-        is_fixed = tensor.role is not None and stays_float(tensor)
-        return encoding_of(BY_NAME["F32"]) if is_fixed else None
+        """Return float32 for vectors, norms, biases and small tables; None for matrices.
+
+        Without a role these keep what they have: nobody knows what their reader takes.
+        """
+        if not stays_float(tensor):
+            return None
+        known = tensor.role is not None or ggml_type_of(tensor.encoding) is None
+        return encoding_of(BY_NAME["F32"]) if known else tensor.encoding
 
     def accepts(self, tensor: Tensor, encoding: Encoding) -> bool:
         """Whether the weight can stand in the file in this encoding."""

@@ -240,7 +240,7 @@ def _weight_aliases(model: Model) -> Aliases:
     from halfbyte.converters.gguf.names import gguf_name
 
     hugging_face: dict[WeightKey, str] = {}
-    if model.architecture in ARCHITECTURES:
+    if model.architecture in ARCHITECTURES and model.build is not None:
         table = get_architecture(model.architecture).hugging_face_names(model.config)
         hugging_face = {key: name for name, key in table.items()}
 

@@ -1,53 +1,125 @@
-"""Whole files: types and bytes that the plan gives equal those of llama.cpp's quantizer.
-
-Q6_K, which llama.cpp gives to output heads, does not exist here yet: it is told to take Q8_0.
-"""
+"""Whole files equal those of llama.cpp's quantizer, byte for byte: types, blocks, order, keys."""
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from support.gguf_models import read, write
+from halfbyte.converters.gguf.imatrix import ImportanceEntry, ImportanceMatrix, write_importance
+from halfbyte.pipeline import quantize
+from halfbyte.quant.mixes import MIXES
+from support.gguf_models import gguf_bytes, read, write
+from support.llama_quantize import llama_quantize
+from support.mix_models import EXPERTS, MixModel
 from support.random_models import random_model
 
 pytestmark = pytest.mark.peer
-FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
-Q8_0 = 8
+WIDTHS: dict[str, dict[str, Any]] = {
+    "llama": {"hidden_size": 256, "intermediate_size": 256, "num_key_value_heads": 1},
+    "qwen2": {"hidden_size": 256, "intermediate_size": 288},
+    "qwen3": {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64},
+    "gpt2": {"n_embd": 256},
+    "bert": {"hidden_size": 256, "intermediate_size": 256},
+}
+NEEDS_IMPORTANCE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "Q2_K_S")
+NEEDS_IMPORTANCE = (*NEEDS_IMPORTANCE, "IQ3_XS")
+FEW = ("Q4_K_M", "IQ3_M", "Q2_K", "BF16")
 
 
-def llama_quantize(source: Path, target: Path, name: str, tied: bool) -> None:
-    llama_cpp = pytest.importorskip("llama_cpp")
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = FILE_TYPES[name]
-    params.nthread = 2
-    if name.startswith("Q"):
-        params.output_tensor_type = Q8_0
-        if tied:
-            params.token_embedding_type = Q8_0
-    done = llama_cpp.llama_model_quantize(
-        str(source).encode(), str(target).encode(), ctypes.byref(params)
-    )
-    assert done == 0
+def importance_for(source: Path, target: Path) -> dict[str, np.ndarray]:
+    """Write an importance file for the weights of the blocks; return what it means."""
+    generator = np.random.default_rng(5)
+    entries = {}
+    for name, tensor in read(source).weights.items():
+        if name.startswith("blk.") and name.endswith("weight") and len(tensor.shape) > 1:
+            matrices = int(np.prod(tensor.shape[:-2], dtype=int))
+            sums = generator.standard_normal((matrices, tensor.columns)).astype(np.float32) ** 2
+            sums[:, ::37] = 0
+            counts = generator.integers(1, 99, matrices)
+            counts[2::5] = 0
+            entries[name] = ImportanceEntry(sums, counts)
+    matrix = ImportanceMatrix(entries, ("words.txt", "more.txt"), 7)
+    write_importance(matrix, target)
+    found = {name: matrix.importance(name) for name in entries}
+    return {name: np.ascontiguousarray(v) for name, v in found.items() if v is not None}
 
 
-@pytest.mark.parametrize("name", list(FILE_TYPES))
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gpt2"])
-def test_quantized_files_equal_llama_cpp(name: str, model_type: str, tmp_path: Path) -> None:
-    source, ours, theirs = (tmp_path / f"{stem}.gguf" for stem in ("source", "ours", "theirs"))
-    tied = model_type in ("qwen2", "gpt2")
-    model = random_model(model_type, tie_word_embeddings=tied)
-    write(model, source, "F32")
-    llama_quantize(source, theirs, name, tied)
-    write(read(source), ours, name)
+def keys_for(path: Path, importance: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {
+        "quantize.imatrix.file": str(path),
+        "quantize.imatrix.dataset": "words.txt",
+        "quantize.imatrix.entries_count": len(importance),
+        "quantize.imatrix.chunks_count": 7,
+    }
+
+
+def compare(source: Path, name: str, with_importance: bool, **flags: bool) -> None:
+    """Quantize with both and compare the files."""
+    ours, theirs, matrix = (source.with_name(n) for n in ("ours.gguf", "theirs.gguf", "imatrix"))
+    options: dict[str, Any] = {}
+    if with_importance:
+        options["importance"] = importance_for(source, matrix)
+        options["pairs"] = keys_for(matrix, options["importance"])
+    llama_quantize(source, theirs, MIXES[name].file_type, **options, **flags)
+    given = matrix if with_importance else ""
+    quantize(source, ours, type=name, imatrix=given, threads=1, **flags)
+    assert_same(ours, theirs)
+
+
+def assert_same(ours: Path, theirs: Path) -> None:
+    """Compare two files; say which tensor differs before saying that bytes do."""
     mine, expected = read(ours).weights, read(theirs).weights
-    assert mine.keys() == expected.keys()
+    assert list(mine) == list(expected)
     for key, tensor in expected.items():
         assert mine[key].encoding == tensor.encoding, key
         for part, stored in tensor.read().items():
             np.testing.assert_array_equal(
                 mine[key].read()[part].view(np.uint8), stored.view(np.uint8), err_msg=key
             )
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def source_file(folder: Path, model_type: str, tied: bool) -> Path:
+    path = folder / "source.gguf"
+    write(random_model(model_type, tie_word_embeddings=tied, **WIDTHS[model_type]), path, "F32")
+    return path
+
+
+@pytest.mark.parametrize("with_importance", [False, True], ids=["plain", "imatrix"])
+@pytest.mark.parametrize("name", list(MIXES))
+def test_files_equal_llama_quantize(name: str, with_importance: bool, tmp_path: Path) -> None:
+    if name in NEEDS_IMPORTANCE and not with_importance:
+        pytest.skip(f"{name} is not made without an importance matrix")
+    compare(source_file(tmp_path, "llama", tied=False), name, with_importance)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "gpt2", "bert"])
+def test_files_of_other_architectures(model_type: str, tied: bool, tmp_path: Path) -> None:
+    if model_type == "bert" and not tied:
+        pytest.skip("bert has no head")
+    source = source_file(tmp_path, model_type, tied)
+    for number, name in enumerate(FEW):
+        compare(source, name, with_importance=bool(number % 2) != tied)
+
+
+def test_pure_files_equal_llama_quantize(tmp_path: Path) -> None:
+    source = source_file(tmp_path, "llama", tied=False)
+    for name in ("Q5_K_M", "IQ4_NL", "Q3_K_S"):
+        compare(source, name, False, pure=True)
+
+
+@pytest.mark.parametrize("name", ["Q4_K_M", "MXFP4_MOE", "IQ2_M"])
+def test_experts_have_importance_of_their_own(name: str, tmp_path: Path) -> None:
+    source = tmp_path / "source.gguf"
+    shape = MixModel("llama", layers=3, key_heads=2, experts=8, weights=EXPERTS)
+    generator = np.random.default_rng(1)
+    tensors = [
+        (n, dims, 0, generator.standard_normal(len(data) // 4).astype(np.float32).tobytes())
+        for n, dims, _, data in shape.tensors()
+    ]
+    source.write_bytes(gguf_bytes(shape.pairs(), tensors))
+    compare(source, name, True)

@@ -72,7 +72,8 @@ def test_activation_types_are_not_for_weights() -> None:
 
 def test_tensors_without_a_role_may_stay() -> None:
     tensor = weight((64,), None, dtype="float16")
-    assert PROFILE.required(tensor) is None
+    assert PROFILE.required(tensor) == tensor.encoding
+    assert PROFILE.required(weight((64, 64), None, dtype="float16")) is None
     assert PROFILE.accepts(tensor, tensor.encoding)
     assert not PROFILE.accepts(tensor, encoding_from_name("Q8_0"))
     check_profile(PROFILE, tensor)
