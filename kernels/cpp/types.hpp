@@ -105,7 +105,8 @@ static inline bool meets_int8(const WeightView& w) {
     if (w.columns % kStep != 0) return false;
     if (w.kind == Kind::affine) return groups_are_regular(w);
     const bool scales_per_step = w.kind == Kind::Q4_K || w.kind == Kind::Q5_K;
-    return (w.kind >= Kind::Q4_0 && w.kind <= Kind::Q8_0) || scales_per_step;
+    const bool small = w.kind >= Kind::Q1_0 && w.kind <= Kind::IQ4_XS && w.kind != Kind::NVFP4;
+    return (w.kind >= Kind::Q4_0 && w.kind <= Kind::Q8_0) || scales_per_step || small;
 }
 
 struct AttentionJob {

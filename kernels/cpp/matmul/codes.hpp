@@ -104,6 +104,37 @@ struct KCodes {
     }
 };
 
+// Codebook values and small integers, one scale for each 32.
+template <class Block>
+struct SmallCodes {
+    static constexpr bool kSigned = kSignedBytes && Block::kZero == 128;
+    static constexpr int kZero = kSigned ? 0 : Block::kZero;
+    static constexpr bool kHasMinimum = false;
+    const uint8_t* row;
+
+    HB_INLINE SmallCodes() : row(nullptr) {}
+    HB_INLINE SmallCodes(const WeightView& w, int64_t r) : row(w.data + r * w.row_bytes) {}
+    HB_INLINE const uint8_t* block(int64_t b) const {
+        return row + b / Block::kSteps * Block::kBytes;
+    }
+    HB_INLINE B32 codes(int64_t b) const {
+        const B32 unsigned_codes = Block::codes(block(b), static_cast<int>(b % Block::kSteps));
+        if constexpr (kSigned) return flip_top_bit(unsigned_codes);
+        return unsigned_codes;
+    }
+#if defined(HB_AVX512)
+    HB_INLINE I codes2(const SmallCodes& other, int64_t b) const {
+        return _mm512_inserti64x4(_mm512_castsi256_si512(codes(b)), other.codes(b), 1);
+    }
+#endif
+    using Stored = float;
+    static HB_INLINE F lanes(const Stored* p) { return load(p); }
+    HB_INLINE Stored scale(int64_t b) const {
+        return Block::scale(block(b), static_cast<int>(b % Block::kSteps), 0);
+    }
+    HB_INLINE Stored minimum(int64_t) const { return 0.0f; }
+};
+
 template <class Function>
 HB_INLINE void with_codes(const WeightView& w, Function&& function) {
     switch (w.kind) {
@@ -121,6 +152,20 @@ HB_INLINE void with_codes(const WeightView& w, Function&& function) {
             return function(Tag<KCodes<BlockQ4_K>>());
         case Kind::Q5_K:
             return function(Tag<KCodes<BlockQ5_K>>());
+        case Kind::Q1_0:
+            return function(Tag<SmallCodes<BlockQ1_0>>());
+        case Kind::Q2_0:
+            return function(Tag<SmallCodes<BlockQ2_0>>());
+        case Kind::TQ1_0:
+            return function(Tag<SmallCodes<BlockTQ1_0>>());
+        case Kind::TQ2_0:
+            return function(Tag<SmallCodes<BlockTQ2_0>>());
+        case Kind::MXFP4:
+            return function(Tag<SmallCodes<BlockMXFP4>>());
+        case Kind::IQ4_NL:
+            return function(Tag<SmallCodes<BlockIQ4_NL>>());
+        case Kind::IQ4_XS:
+            return function(Tag<SmallCodes<BlockIQ4_XS>>());
         default:
             if (w.bits == 8) return function(Tag<AffineCodes<true>>());
             return function(Tag<AffineCodes<false>>());
