@@ -2,86 +2,11 @@
 // runs in ggml's order inside one lane; lanes are trial scales or points of the codebook.
 #pragma once
 
-#include "encode/lanes8.hpp"
-#include "encode/neighbours.hpp"
+#include "encode/near_points.hpp"
 #include "encode/weighted.hpp"
 
 namespace halfbyte {
 namespace HB_ISA {
-
-// Points of 8 values on levels 1, 3, 5.
-struct Octet {
-    static constexpr int kValues = 8;
-    static constexpr int kBits = 2;
-    static constexpr int kTop = 2;
-    static HB_INLINE F8 look(F8 row, I8 index) { return look4(row, index); }
-    static HB_INLINE F8 levels() {
-        alignas(32) static const float rows[8] = {1, 3, 5, 5, 1, 3, 5, 5};
-        return load8(rows);
-    }
-};
-
-// Points of 4 values on levels 1, 3, .. 15.
-struct Quad {
-    static constexpr int kValues = 4;
-    static constexpr int kBits = 3;
-    static constexpr int kTop = 7;
-    static HB_INLINE F8 look(F8 row, I8 index) { return look8(row, index); }
-    static HB_INLINE F8 levels() {
-        alignas(32) static const float rows[8] = {1, 3, 5, 7, 9, 11, 13, 15};
-        return load8(rows);
-    }
-};
-
-// The grid that a kind's points are searched in.
-struct Grid {
-    const int32_t* entries;
-    const uint16_t* points;
-    const uint16_t* codebook;
-
-    explicit Grid(const NeighbourTable& table)
-        : entries(table.entries.data()),
-          points(table.points.data()),
-          codebook(table.codebook.data()) {}
-    HB_INLINE bool has(uint32_t point) const { return entries[point] < 0; }
-    HB_INLINE int index(uint32_t point) const { return -1 - entries[point]; }
-    HB_INLINE uint32_t point(int index) const { return codebook[index]; }
-};
-
-// The packed point of a list with the least sum of w * (scaled level - x)^2, the first of equals.
-template <class Cell>
-HB_INLINE uint32_t nearest_point(const Grid& grid, int32_t entry, const float* x, const float* w,
-                                 F8 scaled_levels) {
-    F8 costs[Cell::kValues];
-    for (int i = 0; i < Cell::kValues; ++i) {
-        const F8 difference = scaled_levels - all8(x[i]);
-        costs[i] = all8(w[i]) * difference * difference;
-    }
-    const uint16_t* list = grid.points + (entry >> 8) * 8;
-    const int length = entry & 255;
-    F8 best = all8(FLT_MAX);
-    I8 place = iall8(0);
-    for (int c = 0; c < length; ++c) {
-        const I8 packed = load_words8(list + 8 * c);
-        F8 sum = Cell::look(costs[0], packed);
-        for (int i = 1; i < Cell::kValues; ++i) {
-            sum = sum + Cell::look(costs[i], shift_right(packed, Cell::kBits * i));
-        }
-        const M8 nearer = sum < best;
-        best = choose(nearer, sum, best);
-        place = choose(nearer, iall8(c), place);
-    }
-    uint32_t equal = bits8(best == least8(best));
-    int lane = equal ? lowest_bit(equal) : 0;
-    int32_t places[8];
-    istore8(places, place);
-    int chosen = 8 * places[lane] + lane;
-    for (equal &= equal - 1; equal; equal &= equal - 1) {
-        lane = lowest_bit(equal);
-        if (8 * places[lane] + lane < chosen) chosen = 8 * places[lane] + lane;
-    }
-    return list[chosen];
-}
 
 // ggml's code of (value / scale - 1) / 2 per lane of `inverse`, a cell's codes packed.
 template <class Cell>
@@ -187,49 +112,54 @@ template <class CellType, int Size>
 template <int Trials>
 HB_INLINE void Group<CellType, Size>::scan(const Grid& grid, const float* tops, float reach) {
     constexpr int kRounds = (Trials + 7) / 8;
+    float scales[8 * kRounds];
+    int32_t packed[kCells][8 * kRounds];
+    uint32_t off[8 * kRounds] = {};
+    for (int t = 0; t < 8 * kRounds; t += 8) {
+        const F8 inverse = load8(tops + t) / all8(reach);
+        store8(scales + t, all8(1.0f) / inverse);
+        for (int k = 0; k < kCells; ++k) {
+            istore8(packed[k] + t, packed_codes<Cell>(x + k * Cell::kValues, inverse));
+        }
+    }
     F8 products[Size], squares[Size];  // by level: w x q and w q q
     for (int i = 0; i < Size; ++i) {
         products[i] = all8(w[i] * x[i]) * Cell::levels();
         squares[i] = all8(w[i]) * Cell::levels() * Cell::levels();
     }
+    for (int k = 0; k < kCells; ++k) {
+        for (int from = 0, to; from < Trials; from = to) {
+            const int32_t point = packed[k][from], entry = grid.entries[point];
+            for (to = from + 1; to < Trials && packed[k][to] == point; ++to) continue;
+            if (entry < 0) continue;
+            for (int t = from; t < to; ++t) off[t] |= 1u << k;
+            nearest_of_run<Cell>(grid, entry, x + k * Cell::kValues, root + k * Cell::kValues,
+                                 scales + from, to - from, packed[k] + from);
+        }
+    }
     float best = 0.0f;
-    for (int t = 0; t < kRounds; ++t) {
-        const F8 inverse = load8(tops + 8 * t) / all8(reach);
-        float scales[8];
-        store8(scales, all8(1.0f) / inverse);
-        const int lanes = Trials - 8 * t < 8 ? Trials - 8 * t : 8;
-        int32_t packed[kCells][8];
-        uint32_t off[8] = {};
+    for (int t = 0; t < 8 * kRounds; t += 8) {
         F8 sum_qx = all8(0.0f), sum_qq = all8(0.0f);
         for (int k = 0; k < kCells; ++k) {
-            const float* xs = x + k * Cell::kValues;
-            istore8(packed[k], packed_codes<Cell>(xs, inverse));
-            for (int lane = 0; lane < lanes; ++lane) {
-                const int32_t entry = grid.entries[packed[k][lane]];
-                if (entry < 0) continue;
-                off[lane] |= 1u << k;
-                packed[k][lane] = static_cast<int32_t>(
-                    nearest_point<Cell>(grid, entry, xs, root + k * Cell::kValues,
-                                        all8(scales[lane]) * Cell::levels()));
-            }
-        }
-        for (int k = 0; k < kCells; ++k) {
-            const I8 codes = iload8(packed[k]);
+            const I8 codes = iload8(packed[k] + t);
             for (int i = 0; i < Cell::kValues; ++i) {
                 const I8 code = shift_right(codes, Cell::kBits * i);
                 sum_qx = sum_qx + Cell::look(products[k * Cell::kValues + i], code);
                 sum_qq = sum_qq + Cell::look(squares[k * Cell::kValues + i], code);
             }
         }
+        if (!bits8(sum_qx * sum_qx > all8(best) * sum_qq)) continue;
         float qx[8], qq[8];
         store8(qx, sum_qx);
         store8(qq, sum_qq);
-        for (int lane = 0; lane < lanes; ++lane) {
+        for (int lane = 0; lane < 8 && t + lane < Trials; ++lane) {
             if (qq[lane] > 0.0f && qx[lane] * qx[lane] > best * qq[lane]) {
                 scale = qx[lane] / qq[lane];
                 best = scale * qx[lane];
-                rounded = off[lane];
-                for (int k = 0; k < kCells; ++k) cells[k] = static_cast<uint32_t>(packed[k][lane]);
+                rounded = off[t + lane];
+                for (int k = 0; k < kCells; ++k) {
+                    cells[k] = static_cast<uint32_t>(packed[k][t + lane]);
+                }
             }
         }
     }
