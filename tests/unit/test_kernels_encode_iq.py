@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 
+from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.kernels import cpu
 from halfbyte.kernels.layouts import LAYOUTS
 from support.grid_cases import GRID_KINDS, NEED_IMPORTANCE, importances
@@ -51,6 +52,15 @@ def test_instruction_sets_agree(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout == expected
+
+
+@pytest.mark.parametrize("kind", GRID_KINDS)
+def test_equals_the_reference(kind: str) -> None:
+    rows = np.concatenate([rows for _, rows in stress_rows(256, 1, seed=6)])
+    reference = encoding_from_name(kind).encode_reference  # type: ignore[attr-defined]
+    for name, importance in importances(kind, 256, seed=7):
+        expected = reference(rows, importance)["data"]
+        np.testing.assert_array_equal(cpu.encode(kind, rows, importance), expected, name)
 
 
 @pytest.mark.parametrize("kind", GRID_KINDS)
