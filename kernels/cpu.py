@@ -42,7 +42,11 @@ _READABLE = _DENSE | _BLOCKS | _K_BLOCKS | _SMALL_BLOCKS | {"affine"}
 CLAIMS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "decode": _READABLE,
-        "encode": _BLOCKS | _SMALL_BLOCKS | GRID_KINDS.keys() | {"float32", "float16", "bfloat16"},
+        "encode": _BLOCKS
+        | _K_BLOCKS
+        | _SMALL_BLOCKS
+        | GRID_KINDS.keys()
+        | {"float32", "float16", "bfloat16"},
         "linear": _READABLE,
         "linear_int8": _BLOCKS | (_SMALL_BLOCKS - {"NVFP4"}) | {"Q4_K", "Q5_K", "affine"},
         "gather_rows": _READABLE,

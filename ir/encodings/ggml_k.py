@@ -32,7 +32,16 @@ from halfbyte.ir.encodings.encoding import (
     Scales,
     Unpacked,
 )
-from halfbyte.ir.encodings.ggml_k_search import positive_search, signed_descent
+from halfbyte.ir.encodings.ggml_k_search import (
+    grouped,
+    largest_first,
+    positive_search,
+    rounded_again,
+    signed_descent,
+    spread_energy,
+    stored_half,
+    ungrouped,
+)
 from halfbyte.ir.encodings.ggml_search import (
     Codes,
     Float,
@@ -195,7 +204,16 @@ class KBlock(Encoding):
         Raises:
             QuantizationError: a weight is not finite, or a scale leaves float16's range.
         """
-        return self.encode_reference(rows, importance)
+        kernel = cpu_kernel("encode", self.name)
+        if kernel is None:
+            return self.encode_reference(rows, importance)
+        self.part_specs(*rows.shape)
+        require_finite(rows)
+        if importance is not None:
+            importance = np.ascontiguousarray(importance, np.float32)
+        data: Array = kernel(self.name, np.ascontiguousarray(rows, np.float32), importance)
+        self.require_finite_scales(data)
+        return {"data": data}
 
     def encode_reference(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
         """Return the bytes of `encode`, by numpy alone."""
@@ -238,37 +256,6 @@ class KBlock(Encoding):
         """Return codes [blocks, 256] and fields for x, importance [blocks, 256]."""
 
 
-def grouped(x: Float, group: int) -> Float:
-    """Return [blocks, 256] as [group, blocks * groups per block], one column for each group."""
-    return np.ascontiguousarray(x.reshape(-1, group).T)
-
-
-def ungrouped(codes: Codes) -> Codes:
-    """Undo `grouped`."""
-    return np.ascontiguousarray(codes.T).reshape(-1, BLOCK)
-
-
-def spread_energy(x: Float, importance: Float, factor: float) -> Float:
-    """Return importance * sqrt(factor * mean square of the block + x^2), [blocks, 256]."""
-    energy = np.float32(factor) * ordered_sum((x * x).T) / np.float32(BLOCK)
-    weights: Float = importance * np.sqrt(energy[:, None] + x * x)
-    return weights
-
-
-def stored_half(values: Float) -> Float:
-    """Return values after float16."""
-    return values.astype(np.float16).astype(np.float32)
-
-
-def rounded_again(x: Float, codes: Codes, step: Float, lift: Float, low: int, high: int) -> Codes:
-    """Return the codes on the stored scales; groups of scale 0 keep theirs.
-
-    x, codes: [group, groups]; step, lift: [groups].
-    """
-    again = np.clip(nearest_int((x + lift) / step), low, high) - low
-    return np.where(step != 0, again, codes)
-
-
 @dataclass(frozen=True)
 class _WithMinimum(KBlock):
     """Q2_K, Q4_K and Q5_K: codes run from a group's minimum upwards."""
@@ -287,27 +274,23 @@ class _WithMinimum(KBlock):
             absolute = self.BITS == 2
             weight = self._plain_weight(values)
             codes, scale, low = scale_min_search(values, weight, levels, *self.TRIALS, absolute)
-            d, sc = _largest_first(scale.reshape(len(x), -1), most)
-            dmin, mn = _largest_first(-low.reshape(len(x), -1), most)
+            d, sc = largest_first(scale.reshape(len(x), -1), most)
+            dmin, mn = largest_first(-low.reshape(len(x), -1), most)
         else:
             weight = grouped(spread_energy(x, importance, 1 if self.BITS == 2 else 2), self.GROUP)
             codes, scale, low = scale_min_search(values, weight, levels, -0.9, 0.05, 36)
             total = ordered_sum(weight).reshape(len(x), -1).T
             d, sc = _searched(scale.reshape(len(x), -1), total, most)
             dmin, mn = _searched(-low.reshape(len(x), -1), total, most)
+        sc, mn = self._as_stored(sc, mn, importance is not None)
         step = (stored_half(d)[:, None] * sc.astype(np.float32)).reshape(-1)
         lift = (stored_half(dmin)[:, None] * mn.astype(np.float32)).reshape(-1)
         codes = rounded_again(values, codes, step, lift, 0, levels)
         return ungrouped(codes), {"d": d, "sc": sc, "dmin": dmin, "mn": mn}
 
-
-def _largest_first(values: Float, most: int) -> tuple[Float, Codes]:
-    """Return (d, integers) with the largest of each block on `most`: values [blocks, groups]."""
-    largest = values.max(axis=1)
-    inverse = np.where(largest > 0, np.float32(most) / largest, np.float32(0))
-    # Subnormal scales overflow the inverse; the low byte is then what ggml stores.
-    integers = np.minimum(nearest_int(inverse[:, None] * values), most) & 0xFF
-    return np.where(largest > 0, largest / np.float32(most), np.float32(0)), integers
+    @abstractmethod
+    def _as_stored(self, sc: Codes, mn: Codes, searched: bool) -> tuple[Codes, Codes]:
+        """Return the integers that a reader finds; those of negative scales exceed their bits."""
 
 
 def _searched(values: Float, weight: Float, most: int) -> tuple[Float, Codes]:
@@ -339,6 +322,9 @@ class Q2_K(_WithMinimum):  # noqa: N801
 
     def _plain_weight(self, x: Float) -> Float:
         return np.abs(x)
+
+    def _as_stored(self, sc: Codes, mn: Codes, searched: bool) -> tuple[Codes, Codes]:
+        return fields.spilt_nibbles(sc, mn)
 
     def _read(self, blocks: Array) -> tuple[Codes, Fields]:
         at = LAYOUTS["Q2_K"].offsets
@@ -413,6 +399,11 @@ class _SixBitScales(_WithMinimum):
         energy = ordered_sum(x * x) / np.float32(self.GROUP)
         weights: Float = np.sqrt(energy) + np.abs(x)
         return weights
+
+    def _as_stored(self, sc: Codes, mn: Codes, searched: bool) -> tuple[Codes, Codes]:
+        if self.BITS == 5 or not searched:
+            return np.minimum(sc, 63), np.minimum(mn, 63)
+        return fields.spilt_six_bits(sc), fields.spilt_six_bits(mn)
 
     def _read(self, blocks: Array) -> tuple[Codes, Fields]:
         at = LAYOUTS[self.NAME].offsets

@@ -105,6 +105,21 @@ def put_scales_and_minimums(scale: Codes, minimum: Codes) -> Bytes:
     return np.concatenate([first, second, third], axis=1)
 
 
+def spilt_nibbles(scale: Codes, minimum: Codes) -> tuple[Codes, Codes]:
+    """Return the nibbles of bytes that hold both: a scale beyond 4 bits spills upwards."""
+    byte = (scale | (minimum << 4)) & 0xFF
+    return byte & 15, byte >> 4
+
+
+def spilt_six_bits(values: Codes) -> Codes:
+    """Return 8 integers as `scales_and_minimums` reads what ggml wrote: [blocks, 8].
+
+    One beyond 6 bits among the first four spills into the top bits of the later four.
+    """
+    byte = (values[:, :4] | ((values[:, 4:] >> 4) << 6)) & 0xFF
+    return np.concatenate([byte & 63, (values[:, 4:] & 15) | ((byte >> 6) << 4)], axis=1)
+
+
 def sixteen_scales(packed: Bytes) -> Codes:
     """Return 16 scales of 6 bits, 0..63, from the 12 bytes of Q3_K."""
     low = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)

@@ -20,6 +20,7 @@ from halfbyte.ir.encodings.ggml_search import (
 )
 
 SWEEPS = 5
+BLOCK = 256
 
 
 class Descent:
@@ -112,3 +113,43 @@ def positive_search(x: Float, weight: Float, nmax: int) -> tuple[Codes, Float]:
         descent.sweep(None, nmax, early=True)
     zero = largest < ZERO_BLOCK
     return np.where(zero, 0, descent.codes), np.where(zero, np.float32(0), descent.scale)
+
+
+def grouped(x: Float, group: int) -> Float:
+    """Return [blocks, 256] as [group, blocks * groups per block], one column for each group."""
+    return np.ascontiguousarray(x.reshape(-1, group).T)
+
+
+def ungrouped(codes: Codes) -> Codes:
+    """Undo `grouped`."""
+    return np.ascontiguousarray(codes.T).reshape(-1, BLOCK)
+
+
+def spread_energy(x: Float, importance: Float, factor: float) -> Float:
+    """Return importance * sqrt(factor * mean square of the block + x^2), [blocks, 256]."""
+    energy = np.float32(factor) * ordered_sum((x * x).T) / np.float32(BLOCK)
+    weights: Float = importance * np.sqrt(energy[:, None] + x * x)
+    return weights
+
+
+def stored_half(values: Float) -> Float:
+    """Return values after float16."""
+    return values.astype(np.float16).astype(np.float32)
+
+
+def rounded_again(x: Float, codes: Codes, step: Float, lift: Float, low: int, high: int) -> Codes:
+    """Return the codes on the stored scales; groups of scale 0 keep theirs.
+
+    x, codes: [group, groups]; step, lift: [groups].
+    """
+    again = np.clip(nearest_int((x + lift) / step), low, high) - low
+    return np.where(step != 0, again, codes)
+
+
+def largest_first(values: Float, most: int) -> tuple[Float, Codes]:
+    """Return (d, integers) with the largest of each block on `most`: values [blocks, groups]."""
+    largest = values.max(axis=1)
+    inverse = np.where(largest > 0, np.float32(most) / largest, np.float32(0))
+    # Subnormal scales overflow the inverse; the low byte is then what ggml stores.
+    integers = nearest_int(inverse[:, None] * values) & 0xFF
+    return np.where(largest > 0, largest / np.float32(most), np.float32(0)), integers

@@ -17,6 +17,11 @@ bool has_encoder(Kind kind) {
         case Kind::Q5_0:
         case Kind::Q5_1:
         case Kind::Q8_0:
+        case Kind::Q2_K:
+        case Kind::Q3_K:
+        case Kind::Q4_K:
+        case Kind::Q5_K:
+        case Kind::Q6_K:
         case Kind::IQ2_XXS:
         case Kind::IQ2_XS:
         case Kind::IQ2_S:

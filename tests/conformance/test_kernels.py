@@ -15,6 +15,7 @@ from support.kernel_cases import BLOCK_KINDS, SMALL_KINDS, all_cases, int8_round
 from support.weight_rows import stress_rows
 
 pytestmark = needs_extension
+K_KINDS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 LEVELS = ("scalar", "avx2", "avx512", "neon")
 
 
@@ -31,7 +32,7 @@ def outputs() -> dict[str, np.ndarray]:
             results[f"sum {compute} {case.name}"] = result
     importance = rng.random(256).astype(np.float32)
     for name, rows in stress_rows(256, rows=4):
-        for kind in (*BLOCK_KINDS, *SMALL_KINDS, "float16", "bfloat16"):
+        for kind in (*BLOCK_KINDS, *K_KINDS, *SMALL_KINDS, "float16", "bfloat16"):
             results[f"encode {kind} {name}"] = cpu.encode(kind, rows)
             results[f"encode {kind} {name} weighted"] = cpu.encode(kind, rows, importance)
     q, k = rng.standard_normal((1, 9, 6, 40)), rng.standard_normal((1, 2, 16, 40))

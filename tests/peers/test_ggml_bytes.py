@@ -20,7 +20,9 @@ def importances(seed: int = 1) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     plain = rng.random(COLUMNS).astype(np.float32) ** 2 * 10
     holes = np.where(rng.random(COLUMNS) < 0.3, np.float32(0), plain)
-    return [np.ones(COLUMNS, np.float32), plain, holes, np.zeros(COLUMNS, np.float32)]
+    gaps = np.where(np.repeat(rng.random(COLUMNS // 16) < 0.5, 16), np.float32(0), plain)
+    wide = np.exp(rng.standard_normal(COLUMNS) * 5).astype(np.float32)
+    return [np.ones(COLUMNS, np.float32), plain, holes, gaps, wide, np.zeros(COLUMNS, np.float32)]
 
 
 def gguf_type(name: str):
@@ -48,6 +50,22 @@ def test_bytes_equal_llama_cpp_with_importance(name: str, method: str) -> None:
             ours = getattr(encoding, method)(rows, importance)["data"]
             theirs = quantize(name, rows, row_bytes, importance)
             np.testing.assert_array_equal(ours, theirs, err_msg=f"importance {number}, {case}")
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_reference"])
+@pytest.mark.parametrize("name", K_TYPES)
+def test_scales_below_zero_keep_their_bytes(name: str, method: str) -> None:
+    # Two values in a group, one without importance: the fit is ill-posed, its scale may be
+    # negative, and such an integer spills over its bits.
+    encoding, rng = encoding_from_name(name), np.random.default_rng(2)
+    row_bytes = encoding.part_specs(1, COLUMNS)["data"].shape[1]
+    for _ in range(8):
+        runs = rng.standard_normal((64, COLUMNS // 16)).astype(np.float32)
+        importance = rng.random(COLUMNS).astype(np.float32)
+        importance.reshape(-1, 16)[rng.random(COLUMNS // 16) < 0.5] = 0
+        rows = np.repeat(runs, 16, axis=1)
+        ours = getattr(encoding, method)(rows, importance)["data"]
+        np.testing.assert_array_equal(ours, quantize(name, rows, row_bytes, importance))
 
 
 @pytest.mark.parametrize("name", LEGACY)

@@ -22,6 +22,7 @@ def stress_rows(
         "gridded": np.round(normal * 4) / np.float32(4),
         "zeros": np.zeros_like(normal),
         "signed zeros": np.copysign(np.float32(0), normal),
+        "steps": np.repeat(normal[:, ::16], 16, axis=1),
         "flat": np.full_like(normal, 0.37),
         "flat negative": np.full_like(normal, -1.25),
     }

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 
+from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.kernels import cpu
 from support.kernel_cases import BLOCK_KINDS, needs_extension
 
@@ -49,6 +50,18 @@ def test_q8_0_takes_no_notice_of_importance() -> None:
     rows = rows_of("normal")
     weighted = cpu.encode("Q8_0", rows, np.arange(256, dtype=np.float32))
     np.testing.assert_array_equal(weighted, cpu.encode("Q8_0", rows))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q5_1"])
+def test_any_number_of_blocks_fills_the_lanes(kind: str, weighted: bool) -> None:
+    encoding = encoding_from_name(kind)
+    rng = np.random.default_rng(4)
+    for rows, columns in ((1, 256), (1, 1792), (7, 512), (9, 768), (19, 256)):
+        values = rng.standard_normal((rows, columns)).astype(np.float32)
+        importance = rng.random(columns).astype(np.float32) if weighted else None
+        expected = encoding.encode_reference(values, importance)["data"]
+        np.testing.assert_array_equal(cpu.encode(kind, values, importance), expected)
 
 
 def awkward_floats() -> np.ndarray:

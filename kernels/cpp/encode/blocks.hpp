@@ -51,6 +51,14 @@ HB_INLINE int lowest_bit(uint32_t bits) {
 #endif
 }
 
+// Nearest integer, halves to even, for |v| < 2^22.
+HB_INLINE int nearest_int(float v) {
+    const uint32_t bits = float_to_bits(v + 12582912.0f);
+    return static_cast<int>(bits & 0x007FFFFFu) - 0x00400000;
+}
+
+HB_INLINE int clamp_int(int v, int low, int high) { return v < low ? low : v > high ? high : v; }
+
 // The value at the first index where it occurs: which of +a and -a, or +0 and -0, decides bytes.
 HB_INLINE float first_value(const float* x, uint32_t matches, float otherwise) {
     return matches ? x[lowest_bit(matches)] : otherwise;

@@ -7,6 +7,7 @@
 #include "encode/iq3.hpp"
 #include "encode/iq4.hpp"
 #include "encode/ternary.hpp"
+#include "encode/k_blocks.hpp"
 #include "encode/weighted.hpp"
 
 namespace halfbyte {
@@ -68,6 +69,16 @@ static void encode(Kind kind, const float* x, const float* importance, bool comp
             return compat ? encode_nvfp4<true>(x, blocks, out)
                           : encode_nvfp4<false>(x, blocks, out);
         }
+        case Kind::Q2_K:
+            return encode_k<Q2KType>(x, importance, rows, columns, out);
+        case Kind::Q3_K:
+            return encode_k<Q3KType>(x, importance, rows, columns, out);
+        case Kind::Q4_K:
+            return encode_k<Q4KType>(x, importance, rows, columns, out);
+        case Kind::Q5_K:
+            return encode_k<Q5KType>(x, importance, rows, columns, out);
+        case Kind::Q6_K:
+            return encode_k<Q6KType>(x, importance, rows, columns, out);
         default:
             return;
     }

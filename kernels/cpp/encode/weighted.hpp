@@ -1,174 +1,128 @@
-// ggml's searches with an importance per column. Sums are sequential float32: their order decides
-// bytes, so nothing here is spread over lanes.
+// The kinds of 32 values with an importance per column: W blocks in lanes.
 #pragma once
 
-#include <cmath>
-
 #include "encode/blocks.hpp"
+#include "encode/search_minimum.hpp"
+#include "encode/search_symmetric.hpp"
 
 namespace halfbyte {
 namespace HB_ISA {
 
-// Nearest integer, halves to even, for |v| < 2^22.
-HB_INLINE int nearest_int(float v) {
-    const uint32_t bits = float_to_bits(v + 12582912.0f);
-    return static_cast<int>(bits & 0x007FFFFFu) - 0x00400000;
-}
-
-HB_INLINE int clamp_int(int v, int low, int high) { return v < low ? low : v > high ? high : v; }
-
-struct SymmetricFit {
-    float sum_wxl, sum_wll;
+struct StepLanes {
+    alignas(64) float x[2 * kStep * W];  // two sets of W blocks
+    alignas(64) float w[2 * kStep * W];
+    alignas(64) uint32_t words[kStep / 4 * W];
+    uint8_t codes[W][kStep];
+    uint16_t scales[W], minimums[W];
 };
 
-HB_INLINE SymmetricFit symmetric_trial(const float* x, const float* w, float inverse, int half,
-                                       int* codes) {
-    SymmetricFit fit{0.0f, 0.0f};
-    for (int i = 0; i < kStep; ++i) {
-        codes[i] = clamp_int(nearest_int(inverse * x[i]), -half, half - 1);
-        const float l = static_cast<float>(codes[i]);
-        fit.sum_wxl += w[i] * x[i] * l;
-        fit.sum_wll += w[i] * l * l;
-    }
-    return fit;
-}
-
-// Signed codes of [-half, half) stored with `half` added; returns the scale.
-static float symmetric_search(const float* x, const float* w, int half, uint8_t* codes) {
-    float magnitude = 0.0f, peak = 0.0f;
-    for (int i = 0; i < kStep; ++i) {
-        if (magnitude < std::fabs(x[i])) magnitude = std::fabs(x[i]), peak = x[i];
-    }
-    if (magnitude < 1e-15f) {
-        std::memset(codes, 0, kStep);
-        return 0.0f;
-    }
-    int best_codes[kStep], trial[kStep];
-    SymmetricFit fit = symmetric_trial(x, w, -static_cast<float>(half) / peak, half, best_codes);
-    float scale = fit.sum_wll != 0.0f ? fit.sum_wxl / fit.sum_wll : 0.0f;
-    float best = scale * fit.sum_wxl;
-    for (int step = -9; step <= 9; ++step) {
-        if (step == 0) continue;
-        const float top = static_cast<float>(half) + 0.1f * static_cast<float>(step);
-        fit = symmetric_trial(x, w, -top / peak, half, trial);
-        if (fit.sum_wll > 0.0f && fit.sum_wxl * fit.sum_wxl > best * fit.sum_wll) {
-            std::memcpy(best_codes, trial, sizeof trial);
-            scale = fit.sum_wxl / fit.sum_wll;
-            best = scale * fit.sum_wxl;
+// Mean square of each row, a row in each lane: [W].
+HB_INLINE void mean_squares(const float* const* rows, int64_t columns, float* scratch, float* out) {
+    F sum = zero();
+    for (int64_t c = 0; c < columns; c += kStep) {
+        const float* at[W];
+        for (int lane = 0; lane < W; ++lane) at[lane] = rows[lane] + c;
+        load_lanes(at, kStep, scratch);
+        for (int i = 0; i < kStep; ++i) {
+            const F v = load(scratch + i * W);
+            sum = add(sum, mul(v, v));
         }
     }
-    for (int i = 0; i < kStep; ++i) codes[i] = static_cast<uint8_t>(best_codes[i] + half);
-    return scale;
+    store(out, div(sum, set1(static_cast<float>(columns))));
 }
 
-// Squared error of codes 0..top on the grid scale * code + low.
-HB_INLINE float asymmetric_error(const float* x, const float* w, const uint8_t* codes, float scale,
-                                 float low) {
-    float error = 0.0f;
-    for (int i = 0; i < kStep; ++i) {
-        float difference = scale * static_cast<float>(codes[i]) + low - x[i];
-        difference = difference * difference;
-        error += w[i] * difference;
+template <class Code>
+HB_INLINE void store_codes(StepLanes& lanes, const float* x, const Code& code) {
+    for (int i = 0; i < kStep; i += 4) {
+        F codes[4];
+        for (int k = 0; k < 4; ++k) codes[k] = code(load(x + (i + k) * W));
+        istore(lanes.words + i / 4 * W, pack_codes(codes));
     }
-    return error;
-}
-
-struct AsymmetricSums {
-    float l, ll, xl;
-};
-
-HB_INLINE AsymmetricSums asymmetric_trial(const float* x, const float* w, float inverse, float low,
-                                          int top, uint8_t* codes) {
-    AsymmetricSums sums{0.0f, 0.0f, 0.0f};
-    for (int i = 0; i < kStep; ++i) {
-        codes[i] = static_cast<uint8_t>(clamp_int(nearest_int(inverse * (x[i] - low)), 0, top));
-        const float l = static_cast<float>(codes[i]);
-        sums.l += w[i] * l;
-        sums.ll += w[i] * l * l;
-        sums.xl += w[i] * l * x[i];
-    }
-    return sums;
-}
-
-// Scale and minimum (<= 0) together; returns the scale, *minimum the stored minimum.
-static float asymmetric_search(const float* x, const float* w, int top, uint8_t* codes,
-                               float* minimum) {
-    float low = x[0], high = x[0], sum_w = w[0], sum_x = sum_w * x[0];
-    for (int i = 1; i < kStep; ++i) {
-        if (x[i] < low) low = x[i];
-        if (x[i] > high) high = x[i];
-        sum_w += w[i];
-        sum_x += w[i] * x[i];
-    }
-    if (low > 0.0f) low = 0.0f;
-    if (high <= low) {
-        std::memset(codes, 0, kStep);
-        *minimum = low;
-        return 0.0f;
-    }
-    uint8_t trial[kStep];
-    float inverse = static_cast<float>(top) / (high - low), scale = 1.0f / inverse;
-    asymmetric_trial(x, w, inverse, low, top, codes);
-    float best = asymmetric_error(x, w, codes, scale, low);
-    for (int step = 0; step <= 36; ++step) {
-        inverse =
-            (-0.9f + 0.05f * static_cast<float>(step) + static_cast<float>(top)) / (high - low);
-        const AsymmetricSums s = asymmetric_trial(x, w, inverse, low, top, trial);
-        const float determinant = sum_w * s.ll - s.l * s.l;
-        if (!(determinant > 0.0f)) continue;
-        float new_scale = (sum_w * s.xl - sum_x * s.l) / determinant;
-        float new_low = (s.ll * sum_x - s.l * s.xl) / determinant;
-        if (new_low > 0.0f) new_low = 0.0f, new_scale = s.xl / s.ll;
-        const float error = asymmetric_error(x, w, trial, new_scale, new_low);
-        if (error < best) {
-            std::memcpy(codes, trial, sizeof trial);
-            best = error, scale = new_scale;
-            low = new_low;  // the next trials start from the fitted minimum
-        }
-    }
-    *minimum = low;
-    return scale;
+    store_words(lanes.words, kStep / 4, lanes.codes[0], kStep);
 }
 
 template <class Block>
-static void weighted_block(const float* x, const float* w, uint8_t* out) {
+HB_INLINE void write_blocks(const StepLanes& lanes, int64_t count, uint8_t* out) {
     using L = typename Block::L;
-    uint8_t codes[kStep];
-    uint8_t* high = nullptr;
-    if constexpr (Block::kBits == 5) high = out + L::kOffset_qh;
-    if constexpr (Block::kHasMinimum) {
-        float minimum;
-        store_half_at(out, asymmetric_search(x, w, (1 << Block::kBits) - 1, codes, &minimum));
-        store_half_at(out + L::kOffset_m, minimum);
-    } else {
-        store_half_at(out, symmetric_search(x, w, 1 << (Block::kBits - 1), codes));
+    for (int64_t lane = 0; lane < count && lane < W; ++lane, out += Block::kBytes) {
+        std::memcpy(out, lanes.scales + lane, 2);
+        uint8_t* high = nullptr;
+        if constexpr (Block::kHasMinimum) std::memcpy(out + L::kOffset_m, lanes.minimums + lane, 2);
+        if constexpr (Block::kBits == 5) high = out + L::kOffset_qh;
+        pack_nibbles(lanes.codes[lane], out + L::kOffset_qs, high);
     }
-    pack_nibbles(codes, out + L::kOffset_qs, high);
 }
 
-// Weight of a value: importance * sqrt(mean square of the whole row + its own square).
+// The first `count` of 2 W blocks.
 template <class Block>
-static void encode_weighted(const float* x, const float* importance, int64_t rows, int64_t columns,
-                            uint8_t* out) {
-    for (int64_t r = 0; r < rows; ++r) {
-        float squares = 0.0f;
-        for (int64_t i = 0; i < columns; ++i) squares += x[i] * x[i];
-        const float variance = squares / static_cast<float>(columns);
-        for (int64_t b = 0; b < columns / kStep; ++b, x += kStep, out += Block::kBytes) {
-            float w[kStep];
-            for (int i = 0; i < kStep; ++i) {
-                w[i] = importance[b * kStep + i] * std::sqrt(variance + x[i] * x[i]);
-            }
-            weighted_block<Block>(x, w, out);
+HB_INLINE void encode_lanes(StepLanes& lanes, int64_t count, uint8_t* out) {
+    constexpr int kSet = kStep * W;
+    if constexpr (Block::kHasMinimum) {
+        constexpr int kTop = (1 << Block::kBits) - 1;
+        MinimumFit fits[2];
+        minimum_search<kStep, kTop, false, 2>(lanes.x, lanes.w, kWeightedTrials, fits);
+        for (int set = 0; set < 2; ++set) {
+            const MinimumFit& fit = fits[set];
+            store_half(lanes.scales, fit.scale);
+            store_half(lanes.minimums, fit.low);
+            store_codes(lanes, lanes.x + set * kSet,
+                        [&](F v) { return fit.code(v, set1(static_cast<float>(kTop))); });
+            write_blocks<Block>(lanes, count - set * W, out + set * W * Block::kBytes);
         }
+    } else {
+        constexpr float kHalf = static_cast<float>(1 << (Block::kBits - 1));
+        for (int set = 0; set < 2; ++set) {
+            const float* x = lanes.x + set * kSet;
+            const SymmetricFit fit = symmetric_search<kStep>(x, lanes.w + set * kSet, kHalf);
+            store_half(lanes.scales, fit.scale);
+            store_codes(lanes, x, [&](F v) { return fit.code(v, set1(kHalf)); });
+            write_blocks<Block>(lanes, count - set * W, out + set * W * Block::kBytes);
+        }
+    }
+}
+
+// Blocks of up to W rows; missing lanes of the last round repeat the last block.
+template <class Block>
+static void encode_weighted_rows(StepLanes& lanes, const float* x, const float* importance,
+                                 int64_t rows, int64_t columns, uint8_t* out) {
+    alignas(64) float energy[W];
+    const float* first_values[W];
+    for (int lane = 0; lane < W; ++lane) {
+        first_values[lane] = x + (lane < rows ? lane : rows - 1) * columns;
+    }
+    mean_squares(first_values, columns, lanes.x, energy);
+    const int64_t per_row = columns / kStep, blocks = rows * per_row;
+    for (int64_t first = 0; first < blocks; first += 2 * W) {
+        for (int set = 0; set < 2; ++set) {
+            const float *values[W], *weights[W];
+            alignas(64) float energies[W];
+            for (int lane = 0; lane < W; ++lane) {
+                const int64_t wanted = first + set * W + lane;
+                const int64_t at = wanted < blocks ? wanted : blocks - 1;
+                values[lane] = x + at * kStep;
+                weights[lane] = importance + at % per_row * kStep;
+                energies[lane] = energy[at / per_row];
+            }
+            float *to = lanes.x + set * kStep * W, *w = lanes.w + set * kStep * W;
+            load_lanes(values, kStep, to);
+            load_lanes(weights, kStep, w);
+            spread_energy(to, load(energies), kStep, w);
+        }
+        encode_lanes<Block>(lanes, blocks - first, out + first * Block::kBytes);
     }
 }
 
 template <class Block>
 static void encode_kind(const float* x, const float* importance, int64_t rows, int64_t columns,
                         uint8_t* out) {
-    if (importance) return encode_weighted<Block>(x, importance, rows, columns, out);
-    encode_blocks<Block>(x, rows * columns / kStep, out);
+    if (!importance) return encode_blocks<Block>(x, rows * columns / kStep, out);
+    StepLanes lanes;
+    const int64_t row_bytes = columns / kStep * Block::kBytes;
+    for (int64_t row = 0; row < rows; row += W) {
+        const int64_t count = rows - row < W ? rows - row : W;
+        encode_weighted_rows<Block>(lanes, x + row * columns, importance, count, columns,
+                                    out + row * row_bytes);
+    }
 }
 
 }  // namespace HB_ISA

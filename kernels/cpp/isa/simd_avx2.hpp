@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "half.hpp"
+#include "isa/tile_x86.hpp"
 
 #define HB_X86_BYTES 1
 
@@ -45,6 +46,10 @@ HB_INLINE Mask less(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 HB_INLINE Mask equal_to(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 HB_INLINE Mask unordered(F a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
 HB_INLINE F select(Mask m, F yes, F no) { return _mm256_blendv_ps(no, yes, m); }
+HB_INLINE F square_root(F a) { return _mm256_sqrt_ps(a); }
+HB_INLINE Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
+HB_INLINE Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
+HB_INLINE bool any(Mask m) { return _mm256_movemask_ps(m) != 0; }
 // value * 2^n for integral n in [-252, 252]; two steps, so that subnormal results round once.
 HB_INLINE F scale2(F value, F n) {
     const I whole = _mm256_cvtps_epi32(n);
@@ -91,25 +96,8 @@ HB_INLINE void split_pairs(const float* x, float* even, float* odd) {
     store(odd, _mm256_castpd_ps(_mm256_permute4x64_pd(high, 0xd8)));
 }
 
-// Rows of 8 lanes to columns.
 #define HB_TRANSPOSE 1
-HB_INLINE void transpose_lanes(F* r) {
-    F pairs[8], quads[8];
-    for (int i = 0; i < 8; i += 2) {
-        pairs[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-        pairs[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-        quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], _MM_SHUFFLE(1, 0, 1, 0));
-        quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], _MM_SHUFFLE(3, 2, 3, 2));
-        quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], _MM_SHUFFLE(1, 0, 1, 0));
-        quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], _MM_SHUFFLE(3, 2, 3, 2));
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[i] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
-        r[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
-    }
-}
+HB_INLINE void transpose_lanes(F* r) { transpose_eight(r); }
 
 HB_INLINE F load_half(const void* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p)));
@@ -183,6 +171,18 @@ HB_INLINE I cast_int8(I v) { return _mm256_srai_epi32(_mm256_slli_epi32(v, 24), 
 // One more where m holds.
 HB_INLINE I increment(I a, Mask m) { return _mm256_sub_epi32(a, _mm256_castps_si256(m)); }
 HB_INLINE I imin(I a, I b) { return _mm256_min_epi32(a, b); }
+HB_INLINE I iand(I a, I b) { return _mm256_and_si256(a, b); }
+HB_INLINE I ior(I a, I b) { return _mm256_or_si256(a, b); }
+template <int N>
+HB_INLINE I shift_left(I a) {
+    return _mm256_slli_epi32(a, N);
+}
+template <int N>
+HB_INLINE I shift_right(I a) {
+    return _mm256_srli_epi32(a, N);
+}
+HB_INLINE I bits_of(F a) { return _mm256_castps_si256(a); }
+HB_INLINE void istore(void* p, I a) { _mm256_storeu_si256(static_cast<I*>(p), a); }
 // Low bytes of the lanes.
 HB_INLINE void store_low_bytes(uint8_t* p, I v) {
     const I pick = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0,

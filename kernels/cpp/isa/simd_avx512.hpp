@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "half.hpp"
+#include "isa/tile_x86.hpp"
 
 #define HB_X86_BYTES 1
 #define HB_AVX512 1
@@ -45,6 +46,10 @@ HB_INLINE Mask less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 HB_INLINE Mask equal_to(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 HB_INLINE Mask unordered(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
 HB_INLINE F select(Mask m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
+HB_INLINE F square_root(F a) { return _mm512_sqrt_ps(a); }
+HB_INLINE Mask both(Mask a, Mask b) { return static_cast<Mask>(a & b); }
+HB_INLINE Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
+HB_INLINE bool any(Mask m) { return m != 0; }
 // value * 2^n for integral n, rounded once.
 HB_INLINE F scale2(F value, F n) { return _mm512_scalef_ps(value, n); }
 HB_INLINE uint32_t equal_bits(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
@@ -130,6 +135,18 @@ HB_INLINE I cast_int8(I v) { return _mm512_srai_epi32(_mm512_slli_epi32(v, 24), 
 // One more where m holds.
 HB_INLINE I increment(I a, Mask m) { return _mm512_mask_add_epi32(a, m, a, _mm512_set1_epi32(1)); }
 HB_INLINE I imin(I a, I b) { return _mm512_min_epi32(a, b); }
+HB_INLINE I iand(I a, I b) { return _mm512_and_si512(a, b); }
+HB_INLINE I ior(I a, I b) { return _mm512_or_si512(a, b); }
+template <int N>
+HB_INLINE I shift_left(I a) {
+    return _mm512_slli_epi32(a, N);
+}
+template <int N>
+HB_INLINE I shift_right(I a) {
+    return _mm512_srli_epi32(a, N);
+}
+HB_INLINE I bits_of(F a) { return _mm512_castps_si512(a); }
+HB_INLINE void istore(void* p, I a) { _mm512_storeu_si512(p, a); }
 // Low bytes of the lanes.
 HB_INLINE void store_low_bytes(uint8_t* p, I v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));

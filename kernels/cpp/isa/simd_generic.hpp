@@ -97,6 +97,23 @@ HB_INLINE F select(Mask m, F yes, F no) {
     HB_EACH yes.v[i] = m.v[i] ? yes.v[i] : no.v[i];
     return yes;
 }
+HB_INLINE F square_root(F a) {
+    HB_EACH a.v[i] = std::sqrt(a.v[i]);
+    return a;
+}
+HB_INLINE Mask both(Mask a, Mask b) {
+    HB_EACH a.v[i] = a.v[i] && b.v[i];
+    return a;
+}
+HB_INLINE Mask either(Mask a, Mask b) {
+    HB_EACH a.v[i] = a.v[i] || b.v[i];
+    return a;
+}
+HB_INLINE bool any(Mask m) {
+    bool r = false;
+    HB_EACH r = r || m.v[i];
+    return r;
+}
 // value * 2^n for integral n in [-252, 252]; two steps, so that subnormal results round once.
 HB_INLINE F scale2(F value, F n) {
     HB_EACH {
@@ -220,6 +237,30 @@ HB_INLINE I imin(I a, I b) {
     HB_EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
     return a;
 }
+HB_INLINE I iand(I a, I b) {
+    HB_EACH a.v[i] &= b.v[i];
+    return a;
+}
+HB_INLINE I ior(I a, I b) {
+    HB_EACH a.v[i] |= b.v[i];
+    return a;
+}
+template <int N>
+HB_INLINE I shift_left(I a) {
+    HB_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << N);
+    return a;
+}
+template <int N>
+HB_INLINE I shift_right(I a) {
+    HB_EACH a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> N);
+    return a;
+}
+HB_INLINE I bits_of(F a) {
+    I r;
+    std::memcpy(r.v, a.v, sizeof r.v);
+    return r;
+}
+HB_INLINE void istore(void* p, I a) { std::memcpy(p, a.v, sizeof a.v); }
 HB_INLINE void store_low_bytes(uint8_t* p, I a) {
     HB_EACH p[i] = static_cast<uint8_t>(static_cast<uint32_t>(a.v[i]));
 }

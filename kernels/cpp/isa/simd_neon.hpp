@@ -70,6 +70,10 @@ HB_INLINE Mask unordered(F a) {
 HB_INLINE F select(Mask m, F yes, F no) {
     return {vbslq_f32(m.lo, yes.lo, no.lo), vbslq_f32(m.hi, yes.hi, no.hi)};
 }
+HB_INLINE F square_root(F a) { return {vsqrtq_f32(a.lo), vsqrtq_f32(a.hi)}; }
+HB_INLINE Mask both(Mask a, Mask b) { return {vandq_u32(a.lo, b.lo), vandq_u32(a.hi, b.hi)}; }
+HB_INLINE Mask either(Mask a, Mask b) { return {vorrq_u32(a.lo, b.lo), vorrq_u32(a.hi, b.hi)}; }
+HB_INLINE bool any(Mask m) { return vmaxvq_u32(vorrq_u32(m.lo, m.hi)) != 0; }
 HB_INLINE float32x4_t power_of_two(int32x4_t n) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
 }
@@ -191,6 +195,26 @@ HB_INLINE I increment(I a, Mask m) {
             vsubq_s32(a.hi, vreinterpretq_s32_u32(m.hi))};
 }
 HB_INLINE I imin(I a, I b) { return {vminq_s32(a.lo, b.lo), vminq_s32(a.hi, b.hi)}; }
+HB_INLINE I iand(I a, I b) { return {vandq_s32(a.lo, b.lo), vandq_s32(a.hi, b.hi)}; }
+HB_INLINE I ior(I a, I b) { return {vorrq_s32(a.lo, b.lo), vorrq_s32(a.hi, b.hi)}; }
+template <int N>
+HB_INLINE I shift_left(I a) {
+    return {vshlq_n_s32(a.lo, N), vshlq_n_s32(a.hi, N)};
+}
+HB_INLINE int32x4_t quad_right(int32x4_t a, int n) {
+    const uint32x4_t moved = vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-n));
+    return vreinterpretq_s32_u32(moved);
+}
+template <int N>
+HB_INLINE I shift_right(I a) {
+    return {quad_right(a.lo, N), quad_right(a.hi, N)};
+}
+HB_INLINE I bits_of(F a) { return {vreinterpretq_s32_f32(a.lo), vreinterpretq_s32_f32(a.hi)}; }
+HB_INLINE void istore(void* p, I a) {
+    auto* words = static_cast<int32_t*>(p);
+    vst1q_s32(words, a.lo);
+    vst1q_s32(words + 4, a.hi);
+}
 // Low bytes of the lanes.
 HB_INLINE void store_low_bytes(uint8_t* p, I v) {
     vst1_s8(reinterpret_cast<int8_t*>(p),
