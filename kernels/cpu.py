@@ -36,7 +36,7 @@ _BLOCKS = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"})
 _K_BLOCKS = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
 _DENSE = frozenset({"float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"})
 _SMALL_BLOCKS = frozenset({"Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "IQ4_NL", "IQ4_XS"})
-_READABLE = _DENSE | _BLOCKS | _K_BLOCKS | _SMALL_BLOCKS | {"affine"}
+_READABLE = _DENSE | _BLOCKS | _K_BLOCKS | _SMALL_BLOCKS | GRID_KINDS.keys() | {"affine"}
 
 # What each function takes: encodings of weights, or "float32" for plain arrays.
 CLAIMS: Mapping[str, frozenset[str]] = MappingProxyType(

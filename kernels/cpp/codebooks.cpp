@@ -71,6 +71,8 @@ bool has_codebook(Kind kind) { return kind >= Kind::IQ2_XXS && kind <= Kind::IQ1
 
 const Codebook& codebook(Kind kind) { return slot(kind).book; }
 
+const int8_t* codebook_values(Kind kind) { return slot(kind).book.values.data(); }
+
 void require_codebook(const char* where, Kind kind) {
     if (has_codebook(kind) && !slot(kind).ready) {
         reject(where, "the codebook of this kind is not set; call set_codebook first");

@@ -150,6 +150,9 @@ struct KernelTable {
 enum class Scratch : int { panel, scores, tile, packed, codes, count };
 void* thread_scratch(Scratch slot, int64_t bytes);
 
+// Points of a kind with a codebook, [points, values of a point]; set before its first use.
+const int8_t* codebook_values(Kind kind);
+
 extern const KernelTable kScalarTable;
 #if defined(HB_HAS_X86)
 extern const KernelTable kAvx2Table;

@@ -3,6 +3,7 @@
 
 #include "unpack/affine.hpp"
 #include "unpack/blocks.hpp"
+#include "unpack/iq_rows.hpp"
 #include "unpack/k_rows.hpp"
 #include "unpack/small_rows.hpp"
 
@@ -137,6 +138,14 @@ HB_INLINE void with_reader(const WeightView& w, Function&& function) {
             return function(Tag<SmallRow<BlockIQ4_NL>>());
         case Kind::IQ4_XS:
             return function(Tag<SmallRow<BlockIQ4_XS>>());
+        case Kind::IQ2_XXS:
+        case Kind::IQ2_XS:
+        case Kind::IQ2_S:
+        case Kind::IQ3_XXS:
+        case Kind::IQ3_S:
+        case Kind::IQ1_S:
+        case Kind::IQ1_M:
+            return function(Tag<PointRow>());
         case Kind::affine:
             if (groups_are_regular(w)) return function(Tag<AffineRow>());
             return function(Tag<AffineAnyRow>());
