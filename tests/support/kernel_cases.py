@@ -18,6 +18,7 @@ needs_extension = pytest.mark.skipif(not cpu.available(), reason="compiled kerne
 BLOCK_KINDS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 K_KINDS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 SMALL_KINDS = ["Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "IQ4_NL", "IQ4_XS"]
+IQ_KINDS = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M"]
 DENSE_DTYPES: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,
@@ -61,6 +62,22 @@ def k_case(kind: str, rows: int, columns: int, seed: int = 0) -> Case:
             at = layout.offsets[name]
             half = rng.uniform(1e-4, 1e-3, blocks.shape[:2]).astype("<f2")
             blocks[..., at : at + 2] = half[..., None].view(np.uint8)
+    data = blocks.reshape(rows, -1)
+    return Case(kind, kind, data, quants.dequantize(data, GGMLQuantizationType[kind]))
+
+
+def iq_case(kind: str, rows: int, columns: int, seed: int = 0) -> Case:
+    """Return random points, signs and scales of ordinary size."""
+    if kind != "IQ1_M":
+        return k_case(kind, rows, columns, seed)
+    layout = LAYOUTS[kind]
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (rows, columns // 256, layout.bytes), np.uint8)
+    words = blocks[..., layout.offsets["scales"] :].reshape(rows, -1, 4, 2)
+    half = rng.uniform(1e-4, 1e-3, words.shape[:2]).astype("<f2").view(np.uint16)
+    nibbles = (half[..., None] >> (4 * np.arange(4, dtype=np.uint16))).astype(np.uint8) & 15
+    words[..., 1] = (words[..., 1] & 15) | (nibbles << 4)
+    blocks[..., layout.offsets["scales"] :] = words.reshape(rows, -1, 8)
     data = blocks.reshape(rows, -1)
     return Case(kind, kind, data, quants.dequantize(data, GGMLQuantizationType[kind]))
 
@@ -152,6 +169,7 @@ def all_cases(rows: int = 37, columns: int = 192) -> list[Case]:
         *(block_case(kind, rows, columns) for kind in BLOCK_KINDS),
         *(k_case(kind, rows, -(-columns // 256) * 256) for kind in K_KINDS),
         *(small_case(kind, rows, -(-columns // 256) * 256) for kind in SMALL_KINDS),
+        *(iq_case(kind, rows, -(-columns // 256) * 256) for kind in IQ_KINDS),
         *affine_cases(rows, columns),
     ]
 

@@ -59,7 +59,7 @@ HB_INLINE uint32_t even_signs(uint32_t seven) {
 // 8 level + 1, or 8 level - 1 if `down`, for levels -1, 0 and 1.
 HB_INLINE uint64_t shifted(uint64_t levels, bool down) {
     const uint64_t eights = levels << 3 & 0xF8 * kOnes;
-    const uint64_t shift = down ? ~uint64_t{0} : kOnes;
+    const uint64_t shift = kOnes | (0 - static_cast<uint64_t>(down));  // no branch: down is random
     constexpr uint64_t low = 0x7F * kOnes;
     return ((eights & low) + (shift & low)) ^ ((eights ^ shift) & ~low);
 }
