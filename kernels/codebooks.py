@@ -44,12 +44,12 @@ class Codebook:
     @property
     def group(self) -> int:
         """Return the values of a point."""
-        return self.digits.shape[1]
+        return int(self.digits.shape[1])
 
     @property
     def size(self) -> int:
         """Return how many points there are."""
-        return self.digits.shape[0]
+        return int(self.digits.shape[0])
 
     @property
     def values(self) -> NDArray[np.int32]:

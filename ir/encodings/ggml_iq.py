@@ -281,7 +281,8 @@ def bit_fields(values: Array, width: int, count: int) -> Codes:
     """Return `count` fields of `width` bits, lowest first: [blocks, n] to [blocks, n * count]."""
     shifts = np.arange(count, dtype=np.uint32) * np.uint32(width)
     fields = (values.astype(np.uint32)[..., None] >> shifts) & np.uint32((1 << width) - 1)
-    return fields.reshape(len(values), values.shape[1] * count).astype(np.int32)
+    whole: Codes = fields.reshape(len(values), values.shape[1] * count).astype(np.int32)
+    return whole
 
 
 def joined_fields(fields: Array, width: int, count: int) -> Array:
@@ -300,7 +301,8 @@ def weights_of(x: Float, importance: Float, factor: float) -> Float:
 
 def mean_square(x: Float, factor: float) -> Float:
     """Return factor * sum of squares / 256 of each block, [blocks]."""
-    return np.float32(factor) * ordered_sum((x * x).T) / np.float32(BLOCK)
+    energy: Float = np.float32(factor) * ordered_sum((x * x).T) / np.float32(BLOCK)
+    return energy
 
 
 def grouped(x: Float, group: int) -> Float:

@@ -55,9 +55,9 @@ class _OneBit(IQBlock):
 
     def _codes(self, index: Codes, negative: Array) -> Codes:
         levels = self.points.values[index]
-        return (8 * levels + np.where(negative, np.int32(-1), np.int32(1))[:, :, None]).reshape(
-            len(index), BLOCK
-        )
+        shift = np.where(negative, np.int32(-1), np.int32(1))[:, :, None]
+        codes: Codes = (8 * levels + shift).reshape(len(index), BLOCK)
+        return codes
 
     def _points_and_signs(self, codes: Codes) -> Fields:
         down = codes % 8 == 7
@@ -158,7 +158,7 @@ def _best_levels(kind: _OneBit, x: Float, weight: Float) -> tuple[Codes, Float, 
     ranked = np.take_along_axis(x, order, 0), np.take_along_axis(weight, order, 0)
     count = x.shape[1]
     scale, best = np.zeros(count, np.float32), np.full(count, np.finfo(np.float32).min)
-    cuts, shifts = np.full((2, count), -1), np.zeros(count, np.int64)
+    cuts, shifts = np.full((2, count), -1), np.zeros(count, np.int32)
     for first, second, shift, sum_qx, sum_q2 in kind._splits(*ranked, order):
         better = (sum_q2 > 0) & (sum_qx * sum_qx > best * sum_q2)
         if better.any():

@@ -36,7 +36,8 @@ def seven_signs(packed: Array) -> Array:
     """Return 8 signs for each 7-bit field [blocks, n]: the eighth makes the negatives even."""
     bits = bit_fields(packed, 1, 7).reshape(*packed.shape, 7)
     last = bits.sum(axis=2, keepdims=True) % 2
-    return np.concatenate([bits, last], axis=2).reshape(len(packed), BLOCK) == 1
+    negative: Array = np.concatenate([bits, last], axis=2).reshape(len(packed), BLOCK) == 1
+    return negative
 
 
 def packed_seven(negative: Array) -> Array:

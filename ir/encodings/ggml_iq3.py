@@ -113,10 +113,12 @@ class IQ3_S(_ThreeBits):  # noqa: N801
         # Bytes of zero groups are zeros, so moving these behind the others is all that happens.
         order = np.argsort(zero, axis=1, kind="stable")[:, :, None]
         for start, stop in ((at["qs"], at["qh"]), (at["signs"], at["scales"])):
-            pieces = blocks[:, start:stop].reshape(len(blocks), zero.shape[1], -1)
+            width = (stop - start) // zero.shape[1]
+            pieces = blocks[:, start:stop].reshape(len(blocks), zero.shape[1], width)
             moved = np.take_along_axis(pieces, order, axis=1)
-            blocks[:, start:stop] = moved.reshape(len(blocks), -1)
-        return blocks.reshape(data.shape)
+            blocks[:, start:stop] = moved.reshape(len(blocks), stop - start)
+        slipped: Array = blocks.reshape(data.shape)
+        return slipped
 
     def _read(self, blocks: Array) -> Fields:
         at = LAYOUTS[self.NAME].offsets

@@ -43,7 +43,7 @@ class Points:
         """Return [octets, n]: one number for the digits [octets * group, n] of each point."""
         count = len(digits) // self.group
         parts = digits.reshape(count, self.group, digits.shape[-1])
-        total = parts[:, 0].copy()
+        total: Codes = parts[:, 0].copy()
         for i in range(1, self.group):
             total += parts[:, i] * self._places[i]
         return total

@@ -210,5 +210,5 @@ def least_of_odd(negative: Array, worth: Array) -> Bools:
     eights = negative.reshape(len(negative) // 8, 8, negative.shape[1])
     odd = eights.sum(axis=1) % 2 == 1
     least = worth.reshape(eights.shape).argmin(axis=1)
-    turned = (np.arange(8)[:, None] == least[:, None, :]) & odd[:, None, :]
+    turned: Bools = (np.arange(8)[:, None] == least[:, None, :]) & odd[:, None, :]
     return turned.reshape(negative.shape)

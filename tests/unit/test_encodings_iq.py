@@ -105,6 +105,7 @@ def test_iq3_s_writes_groups_after_zeros_where_they_belong(method: str) -> None:
     energy = (rows**2).sum()
     assert ((encoding.decode(sane, 256) - rows) ** 2).sum() < 0.05 * energy
     assert ((encoding.decode(slipped, 256) - rows) ** 2).sum() > energy
+    assert getattr(encoding, method)(rows[:0], compat=True)["data"].shape == (0, 110)
     full = normal_rows(2, 256)
     for parts in (getattr(encoding, method)(full, compat=True), getattr(encoding, method)(full)):
         assert ((encoding.decode(parts, 256) - full) ** 2).sum() < 0.05 * (full**2).sum()
