@@ -109,10 +109,18 @@ def write(
     show_report(report, as_json, quiet)
 
 
-@click.command("convert", help="Write the model SRC as DST; weights keep their exact values.")
+@click.command(
+    "convert", help="Write the model (or adapter) SRC as DST; weights keep their exact values."
+)
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
 @click.option("--type", "type", default="", metavar="ENC", help="Encoding of the weights.")
+@click.option(
+    "--base",
+    default="",
+    metavar="MODEL",
+    help="Base model of an adapter SRC, if not the one it names; only config.json is read.",
+)
 @write_options()
 def command(**options: Any) -> None:
     """Convert a model."""

@@ -100,6 +100,15 @@ def source_options() -> Callable[[Function], Function]:
     )
 
 
+def _adapters(
+    context: click.Context, option: click.Parameter, entries: tuple[str, ...]
+) -> list[tuple[str, float]]:
+    """Return paths and factors of adapters."""
+    from halfbyte.adapters import parse_adapters
+
+    return parse_adapters(entries) if entries else []
+
+
 def write_options() -> Callable[[Function], Function]:
     """Add the options that convert and quantize share."""
     return _stack(
@@ -121,6 +130,14 @@ def write_options() -> Callable[[Function], Function]:
             multiple=True,
             metavar="GLOB=TYPE",
             help="Encoding of the tensors a glob names, e.g. 'blk.*.ffn_down=Q8_0'.",
+        ),
+        click.option(
+            "--lora",
+            "lora",
+            multiple=True,
+            callback=_adapters,
+            metavar="ADAPTER[=SCALE]",
+            help="LoRA adapter to merge, a PEFT folder or a GGUF file; several add up.",
         ),
         click.option(
             "--keep-split", is_flag=True, help="Write GGUF in the same parts as the source."

@@ -22,6 +22,7 @@ from halfbyte.errors import FormatError, UnsupportedError
 
 CONFIG_KEY = "halfbyte.config"
 FILE_TYPE_KEY = "general.file_type"
+TYPE_KEY = "general.type"
 VERSION_KEY = "general.quantization_version"
 POOLING_TYPES = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 MAX_LAYERS = 512
@@ -104,6 +105,11 @@ def text_value(metadata: Mapping[str, MetadataValue], key: str) -> str:
     """Return a string value, or the empty string if the key is absent or of another type."""
     entry = metadata.get(key)
     return str(entry.value) if entry is not None and entry.type is ValueType.STRING else ""
+
+
+def is_adapter(metadata: Mapping[str, MetadataValue]) -> bool:
+    """Whether a file's pairs say that it is an adapter."""
+    return text_value(metadata, TYPE_KEY) == "adapter"
 
 
 def _special_ids(metadata: Mapping[str, MetadataValue]) -> dict[str, int]:

@@ -102,7 +102,7 @@ def sampling_keys(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return generation settings by Hugging Face name from plain `general.sampling.*` values."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, (names, convert) in _SAMPLING.items():
         value = metadata.get(SAMPLING_PREFIX + key)
         if convert is str and isinstance(value, str):
@@ -191,8 +191,8 @@ def authorship_keys(
         for key in _FROM_NAME:
             said[key] = said[key] or _from_name(parts, key)
     said["name"] = said["name"] or PurePosixPath(last).name or "model"
-    if not said["size_label"] and parameters:
-        said["size_label"] = size_label(abs(parameters))
+    if not said["size_label"] and parameters > 0:
+        said["size_label"] = size_label(parameters)
     found: dict[str, Any] = {f"general.{key}": text for key, text in said.items() if text}
     for relation, wanted in _RELATIONS.items():
         found |= _related_keys(relation, card, wanted, parameters)

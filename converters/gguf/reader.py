@@ -17,6 +17,7 @@ from halfbyte.converters.gguf.metadata import (
     architecture_keys,
     carried_config,
     generation_config,
+    is_adapter,
     raw_config,
     text_value,
 )
@@ -79,6 +80,9 @@ def _read_tokenizer(metadata: Metadata, problems: list[str]) -> Tokenizer | None
 def _with_architecture(model: Model) -> Model:
     """Return the model with config and graph builder, or as it is with the reason as a warning."""
     name = model.architecture
+    if is_adapter(model.metadata["gguf"]):
+        reason = "an adapter, not a model: merge it into its base model with --lora"
+        return replace(model, warnings=(*model.warnings, reason))
     if name not in ARCHITECTURES or get_architecture(name).gguf_name != name:
         reason = f"architecture {name!r} is unknown here: the file can be listed and copied to GGUF"
         return replace(model, warnings=(*model.warnings, reason))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halfbyte.convert_report import ConvertReport, verdicts
+from halfbyte.adapters import convert_adapter, is_adapter_folder, with_adapters
+from halfbyte.convert_report import ConvertReport, verdicts, with_merged
 from halfbyte.converters import detect, format_for_output
 from halfbyte.converters.architectures import ARCHITECTURES, get_architecture
 from halfbyte.converters.format import (
@@ -107,6 +108,7 @@ class _Job:
     planned: Model
     options: WriteOptions
     warnings: tuple[str, ...]
+    merged: Mapping[str, str]
 
     def forecast(self) -> Forecast:
         """Return what will be written; for formats that cannot tell, weights without a header."""
@@ -123,7 +125,7 @@ class _Job:
         first = str(next(iter(files)))
         warnings = (*self.model.warnings, *self.plan.warnings, *self.warnings)
         names = tuple(map(str, files))
-        found = verdicts(self.plan, tensors)
+        found = with_merged(verdicts(self.plan, tensors), self.merged)
         return ConvertReport(first, sum(files.values()), found, 0.0, 0, warnings, "", names)
 
 
@@ -137,6 +139,8 @@ def _planned(source: Path, output: Path, request: OutputRequest) -> _Job:
     check_options(target.name, request)
     model = _read(source, request, threads)
     _require_complete(model)
+    merged = with_adapters(model, request)
+    model = merged.model
     importance = Importance.read(request.imatrix)
     plan = make_plan(
         model,
@@ -157,7 +161,7 @@ def _planned(source: Path, output: Path, request: OutputRequest) -> _Job:
         importance.require(plan, by_weight)
     planned = apply_plan(model, plan, request.method, by_weight, request.compat)
     options = write_options(source, flavour, threads, request, plan.file_type, importance.keys())
-    return _Job(target, output, model, plan, planned, options, notices)
+    return _Job(target, output, model, plan, planned, options, notices, merged.verdicts)
 
 
 def _gguf_architecture(model: Model) -> str:
@@ -212,8 +216,11 @@ def write(
 
         check_repository(request.push_to_hub)
     with PeakMemory() as memory, _logged_warnings() as logged:
-        job = _planned(source, output, request)
-        report = _forecast(job) if request.dry_run else _written(job, source, progress)
+        if is_adapter_folder(source):
+            report = convert_adapter(source, output, request, progress)
+        else:
+            job = _planned(source, output, request)
+            report = _forecast(job) if request.dry_run else _written(job, source, progress)
     if request.push_to_hub and not request.dry_run:
         push(output, request.push_to_hub)
     return replace(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.converters.format import WrittenTensor
@@ -59,6 +60,20 @@ def _verdict(decision: Decision | None, tensor: WrittenTensor) -> str:
     """Return what the plan says, or the writer where the plan only kept the encoding."""
     planned = str(decision.verdict) if decision else "exact"
     return tensor.verdict if tensor.verdict and planned == "exact" else planned
+
+
+def with_merged(found: list[TensorVerdict], merged: Mapping[str, str]) -> list[TensorVerdict]:
+    """Return the verdicts with those of weights that adapters changed, by source name."""
+    return [
+        replace(
+            tensor,
+            verdict=merged[tensor.source_name] if tensor.verdict == "exact" else tensor.verdict,
+            reason=f"adapter merged; {tensor.reason}",
+        )
+        if tensor.source_name in merged
+        else tensor
+        for tensor in found
+    ]
 
 
 def verdicts(plan: Plan, written: list[WrittenTensor]) -> list[TensorVerdict]:

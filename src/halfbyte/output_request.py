@@ -23,7 +23,11 @@ class SplitRequest:
 
 @dataclass(frozen=True)
 class OutputRequest:
-    """What to write and how: the arguments that `convert` and `quantize` share."""
+    """What to write and how: the arguments that `convert` and `quantize` share.
+
+    lora: adapters to merge, with their factors. base: the base model of an adapter that is
+    converted by itself.
+    """
 
     to: str = ""
     type: str = ""
@@ -40,6 +44,8 @@ class OutputRequest:
     compat: bool = False
     split: SplitRequest = field(default_factory=SplitRequest)
     dry_run: bool = False
+    lora: Sequence[tuple[str, float]] = ()
+    base: str = ""
 
 
 def check_options(format_name: str, request: OutputRequest) -> None:

@@ -58,6 +58,8 @@ def convert(
     keep_split: bool = False,
     split_max_bytes: int = 0,
     split_max_tensors: int = 0,
+    lora: Sequence[tuple[str | Path, float]] = (),
+    base: str | Path = "",
     threads: int = 0,
     device: str = "cpu",
     allow_pickle: bool = False,
@@ -71,7 +73,9 @@ def convert(
     Weights keep their encoding where the target can hold the same values; `type` names another.
     `progress(total_bytes)` is called once and returns a function that takes bytes written. opset:
     of ONNX files; None takes the lowest that fits. keep_split, split_max_bytes, split_max_tensors:
-    the parts of GGUF output; bytes are for Hugging Face folders too.
+    the parts of GGUF output; bytes are for Hugging Face folders too. lora: adapters to merge, with
+    their factors. A source that is an adapter becomes a GGUF adapter; base: its base model, if it
+    names none or another.
 
     Raises:
         HalfbyteError: the source is broken, or the target cannot hold the model.
@@ -88,6 +92,8 @@ def convert(
         ReadOptions(allow_pickle),
         opset,
         split=SplitRequest(keep_split, split_max_bytes, split_max_tensors),
+        lora=_local(lora, allow_pickle),
+        base=str(base),
     )
     return write(resolve(source, revision, allow_pickle), Path(destination), request, progress)
 
@@ -110,6 +116,7 @@ def quantize(
     keep_split: bool = False,
     split_max_bytes: int = 0,
     split_max_tensors: int = 0,
+    lora: Sequence[tuple[str | Path, float]] = (),
     dry_run: bool = False,
     threads: int = 0,
     device: str = "cpu",
@@ -124,7 +131,7 @@ def quantize(
     type: a mix as llama-quantize names it (Q4_K_M), or an encoding. pure: no mix. output_type,
     token_embedding_type: encodings of these two; leave_output: the head keeps its own. imatrix: an
     importance file. compat: llama.cpp's bytes also where its encoder has a fault. dry_run: write
-    nothing, `destination` may be None (GGUF). Parts as for `convert`.
+    nothing, `destination` may be None (GGUF). Parts and adapters as for `convert`.
 
     Raises:
         HalfbyteError: as `convert`; also when a weight cannot be encoded as asked.
@@ -149,9 +156,17 @@ def quantize(
         compat,
         SplitRequest(keep_split, split_max_bytes, split_max_tensors),
         dry_run,
+        _local(lora, allow_pickle),
     )
     output = Path("dry-run.gguf" if destination is None else destination)
     return write(resolve(source, revision, allow_pickle), output, request, progress)
+
+
+def _local(
+    adapters: Sequence[tuple[str | Path, float]], allow_pickle: bool
+) -> list[tuple[str, float]]:
+    """Return adapters with their local paths, downloaded where they are hub ids."""
+    return [(str(resolve(path, "", allow_pickle)), scale) for path, scale in adapters]
 
 
 def session(
