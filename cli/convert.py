@@ -62,7 +62,9 @@ def plan_table(report: ConvertReport) -> Table:
 
 def _print_forecast(report: ConvertReport) -> None:
     print_table(plan_table(report))
-    print(f"would write {report.bytes} bytes ({size_text(report.bytes)}) in {_files(report)}")
+    what = f"{report.bytes} bytes ({size_text(report.bytes)})"
+    where = f"in {_files(report)}" if report.exact else "of weights, and what goes with them"
+    print(f"would write {what} {where}")
 
 
 def _files(report: ConvertReport) -> str:

@@ -36,6 +36,11 @@ class GgufChoices:
     max_tensors: int = 0
     part_of: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def is_split(self) -> bool:
+        """Whether there may be several parts."""
+        return bool(self.max_bytes or self.max_tensors or self.part_of)
+
 
 @dataclass(frozen=True)
 class WriteOptions:
@@ -69,10 +74,14 @@ class WrittenTensor:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What `write` would write: files with their exact bytes, first the one to open; tensors."""
+    """What `write` would write: files with their bytes, first the one to open; tensors.
+
+    exact: False where the bytes are those of the weights alone.
+    """
 
     files: dict[Path, int]
     tensors: list[WrittenTensor]
+    exact: bool = True
 
 
 class Format(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from halfbyte.converters.format import ReadOptions, WriteOptions, WrittenTensor
+from halfbyte.converters.format import Forecast, ReadOptions, WriteOptions, WrittenTensor
 from halfbyte.ir.model import Model
 from halfbyte.ir.profile import Profile
 
@@ -63,6 +63,16 @@ class NativeFormat:
         from halfbyte.converters.native.writer import write_native
 
         return write_native(model, path, options)
+
+    def forecast(self, model: Model, path: Path, options: WriteOptions) -> Forecast:
+        """Return the file that `write` would write, with its bytes.
+
+        Raises:
+            UnsupportedError: as `write`.
+        """
+        from halfbyte.converters.native.writer import forecast_native
+
+        return forecast_native(model, path, options)
 
 
 NATIVE = NativeFormat()

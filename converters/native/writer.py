@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 import halfbyte
-from halfbyte.converters.format import WriteOptions, WrittenTensor
+from halfbyte.converters.format import Forecast, WriteOptions, WrittenTensor
 from halfbyte.converters.hugging_face.safetensors_writer import (
     ArraySpec,
     Job,
+    header_bytes,
     in_file_order,
     write_safetensors,
 )
@@ -72,6 +73,49 @@ def write_native(model: Model, path: Path, options: WriteOptions) -> list[Writte
         UnsupportedError: a name is reserved or taken twice, an encoding or value is unknown.
         FormatError: the tokenizer has more tokens than the model.
     """
+    made = _prepared(model, options)
+    with atomic_file(path) as stream:
+        write_safetensors(
+            stream,
+            made.specs,
+            {**made.metadata, "sha256": values.dump(made.placeholder)},
+            _jobs(made.weights, made.texts),
+            threads=options.threads,
+            progress=options.progress,
+            finish=partial(_with_hashes, made.metadata, made.placeholder),
+        )
+    return made.written()
+
+
+def forecast_native(model: Model, path: Path, options: WriteOptions) -> Forecast:
+    """Return the file that `write_native` would write, with its bytes.
+
+    Raises:
+        HalfbyteError: as `write_native`.
+    """
+    made = _prepared(model, options)
+    metadata = {**made.metadata, "sha256": values.dump(made.placeholder)}
+    head = header_bytes(in_file_order(made.specs), metadata)
+    size = len(head) + sum(spec.nbytes for spec in made.specs)
+    return Forecast({path: size}, made.written())
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything that goes into a file but the values of its weights."""
+
+    weights: list[_Weight]
+    texts: dict[str, bytes]
+    specs: list[ArraySpec]
+    metadata: dict[str, str]
+    placeholder: dict[str, str]
+
+    def written(self) -> list[WrittenTensor]:
+        tensors = [weight.tensor for weight in self.weights]
+        return [WrittenTensor(t.name, t.name, str(t.encoding), t.nbytes) for t in tensors]
+
+
+def _prepared(model: Model, options: WriteOptions) -> _Prepared:
     require_no_flavour(options.flavour)
     weights = [_weight(tensor) for tensor in model.weights.values()]
     texts, tokenizer_files = _texts(model)
@@ -80,20 +124,7 @@ def write_native(model: Model, path: Path, options: WriteOptions) -> list[Writte
     _require_distinct(specs)
     metadata = _metadata(model, tokenizer_files)
     placeholder = {spec.name: "0" * _HASH_DIGITS for spec in in_file_order(specs)}
-    with atomic_file(path) as stream:
-        write_safetensors(
-            stream,
-            specs,
-            {**metadata, "sha256": values.dump(placeholder)},
-            _jobs(weights, texts),
-            threads=options.threads,
-            progress=options.progress,
-            finish=partial(_with_hashes, metadata, placeholder),
-        )
-    return [
-        WrittenTensor(w.tensor.name, w.tensor.name, str(w.tensor.encoding), w.tensor.nbytes)
-        for w in weights
-    ]
+    return _Prepared(weights, texts, specs, metadata, placeholder)
 
 
 def _with_hashes(

@@ -118,7 +118,7 @@ class _Job:
             WrittenTensor(tensor.name, tensor.name, str(tensor.encoding), tensor.nbytes)
             for tensor in self.planned.weights.values()
         ]
-        return Forecast({self.output: sum(tensor.nbytes for tensor in tensors)}, tensors)
+        return Forecast({self.output: sum(tensor.nbytes for tensor in tensors)}, tensors, False)
 
     def report(self, tensors: list[WrittenTensor], files: dict[Path, int]) -> ConvertReport:
         """Return the report, without time and memory."""
@@ -133,6 +133,8 @@ def _planned(source: Path, output: Path, request: OutputRequest) -> _Job:
     """Read the source and decide on every weight."""
     from halfbyte.quant.plan import apply_plan, make_plan
 
+    if not (request.dry_run or request.split.is_asked):
+        _refuse_overwriting(source, output)
     threads = request.threads or available_threads()
     _require_device(request.device, threads)
     target, flavour = format_for_output(output, request.to)
@@ -160,7 +162,9 @@ def _planned(source: Path, output: Path, request: OutputRequest) -> _Job:
     if not request.dry_run:
         importance.require(plan, by_weight)
     planned = apply_plan(model, plan, request.method, by_weight, request.compat)
-    options = write_options(source, flavour, threads, request, plan.file_type, importance.keys())
+    options = write_options(
+        source, target.name, flavour, threads, request, plan.file_type, importance.keys()
+    )
     return _Job(target, output, model, plan, planned, options, notices, merged.verdicts)
 
 
@@ -178,23 +182,23 @@ def _gguf_weight_name(tensor: Tensor) -> str:
     return tensor.name
 
 
-def _written(job: _Job, source: Path, progress: ProgressFor | None) -> ConvertReport:
+def _written(job: _Job, progress: ProgressFor | None) -> ConvertReport:
     """Write what was planned."""
-    _refuse_overwriting(source, job.output)
-    expected = tuple(job.forecast().files) if isinstance(job.target, Forecasting) else ()
-    files = expected or (job.output, job.output.with_name(f"{job.output.name}.data"))
-    _refuse_replacing_data(job.model, files)
+    output, options = job.output, job.options
+    parts = tuple(job.forecast().files) if options.gguf.is_split else ()
+    _refuse_replacing_data(job.model, parts or (output, output.with_name(f"{output.name}.data")))
     total = sum(tensor.nbytes for tensor in job.planned.weights.values())
     advance = None if progress is None else progress(total)
-    tensors = job.target.write(job.planned, job.output, replace(job.options, progress=advance))
-    sizes = {file: file.stat().st_size for file in expected}
-    return job.report(tensors, sizes or {job.output: _output_bytes(job.output)})
+    tensors = job.target.write(job.planned, output, replace(options, progress=advance))
+    sizes = {part: part.stat().st_size for part in parts}
+    return job.report(tensors, sizes or {output: _output_bytes(output)})
 
 
 def _forecast(job: _Job) -> ConvertReport:
     """Return the report of what would be written; nothing is."""
     expected = job.forecast()
-    report = replace(job.report(expected.tensors, expected.files), dry_run=True)
+    report = job.report(expected.tensors, expected.files)
+    report = replace(report, dry_run=True, exact=expected.exact)
     lacking = len(job.plan.needs_importance)
     if not lacking or job.options.gguf.pairs:
         return report
@@ -220,9 +224,10 @@ def write(
             report = convert_adapter(source, output, request, progress)
         else:
             job = _planned(source, output, request)
-            report = _forecast(job) if request.dry_run else _written(job, source, progress)
+            report = _forecast(job) if request.dry_run else _written(job, progress)
     if request.push_to_hub and not request.dry_run:
-        push(output, request.push_to_hub)
+        for file in report.files:
+            push(Path(file), request.push_to_hub)
     return replace(
         report,
         seconds=time.perf_counter() - started,

@@ -29,7 +29,10 @@ class TensorVerdict:
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What a conversion wrote, or would write; output: the file to open."""
+    """What a conversion wrote, or would write.
+
+    output: the file to open. exact: False where a dry run knows the bytes of the weights only.
+    """
 
     output: str
     bytes: int
@@ -40,6 +43,7 @@ class ConvertReport:
     pushed_to: str = ""
     files: tuple[str, ...] = ()
     dry_run: bool = False
+    exact: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable form."""
@@ -53,6 +57,7 @@ class ConvertReport:
             "pushed_to": self.pushed_to,
             "files": list(self.files),
             "dry_run": self.dry_run,
+            "exact": self.exact,
         }
 
 

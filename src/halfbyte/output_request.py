@@ -20,6 +20,11 @@ class SplitRequest:
     max_bytes: int = 0
     max_tensors: int = 0
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether the output may have several parts."""
+        return self.keep or bool(self.max_bytes or self.max_tensors)
+
 
 @dataclass(frozen=True)
 class OutputRequest:
@@ -70,6 +75,7 @@ def check_options(format_name: str, request: OutputRequest) -> None:
 
 def write_options(
     source: Path,
+    format_name: str,
     flavour: str,
     threads: int,
     request: OutputRequest,
@@ -81,12 +87,13 @@ def write_options(
     from halfbyte.converters.gguf.split import shard_numbers
 
     split = request.split
+    to_gguf = format_name == "gguf"
     keeps = split.keep and source.is_file() and is_gguf(source)
     gguf = GgufChoices(
         arranged=bool(request.type),
         file_type=file_type,
         pairs=pairs,
-        max_bytes=split.max_bytes,
+        max_bytes=split.max_bytes if to_gguf else 0,
         max_tensors=split.max_tensors,
         part_of=shard_numbers(source) if keeps else {},
     )

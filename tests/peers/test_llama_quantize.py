@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from halfbyte.converters.gguf.imatrix import ImportanceEntry, ImportanceMatrix, write_importance
-from halfbyte.pipeline import quantize
+from halfbyte.pipeline import convert, quantize
 from halfbyte.quant.mixes import MIXES
 from support.gguf_models import gguf_bytes, read, write
 from support.llama_quantize import llama_quantize
@@ -123,3 +123,17 @@ def test_experts_have_importance_of_their_own(name: str, tmp_path: Path) -> None
     ]
     source.write_bytes(gguf_bytes(shape.pairs(), tensors))
     compare(source, name, True)
+
+
+def test_kept_parts_equal_llama_quantize(tmp_path: Path) -> None:
+    whole = source_file(tmp_path, "llama", tied=False)
+    parts = convert(whole, tmp_path / "parts.gguf", split_max_tensors=5)
+    assert len(parts.files) == 5
+    ours = quantize(parts.output, tmp_path / "ours.gguf", type="Q4_K_M", keep_split=True, threads=1)
+    number = MIXES["Q4_K_M"].file_type
+    llama_quantize(Path(parts.output), tmp_path / "theirs", number, keep_split=True)
+    for file in map(Path, ours.files):
+        theirs = file.with_name(file.name.replace("ours", "theirs"))
+        assert file.read_bytes() == theirs.read_bytes(), file.name
+    assert len(ours.files) == 5
+    assert read(Path(ours.output)).weights.keys() == read(whole).weights.keys()
