@@ -15,7 +15,7 @@ import pytest
 from halfbyte.converters import read
 from support.gguf_digest import digest, metadata, tensor_digests
 from support.gguf_models import write
-from support.script_cases import CASES, FILE_TYPE_NUMBERS, MAY_DIFFER, OUTTYPES
+from support.script_cases import CASES, FILE_TYPE_NUMBERS, MAY_DIFFER, RUNS, type_request
 from support.script_models import write_folder_case
 
 GOLDEN = json.loads((Path(__file__).parent / "llama_cpp_conversion.json").read_text())
@@ -31,13 +31,13 @@ def test_every_case_is_stored() -> None:
     assert GOLDEN.keys() == CASES.keys()
 
 
-@pytest.mark.parametrize("outtype", OUTTYPES)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "outtype"), RUNS)
 def test_files_are_those_of_the_script(
     folders: dict[str, Path], tmp_path: Path, name: str, outtype: str
 ) -> None:
     path = tmp_path / "m.gguf"
-    write(read(folders[name]), path, OUTTYPES[outtype])
+    type_name, overrides = type_request(outtype)
+    write(read(folders[name]), path, type_name, overrides=overrides)
     assert digest(tensor_digests(path)) == GOLDEN[name]["tensors"][outtype]
     expected = {
         **GOLDEN[name]["metadata"],

@@ -17,7 +17,7 @@ from halfbyte.converters.gguf.container import read_container
 from support.gguf_digest import said
 from support.gguf_models import write
 from support.llama_cpp_scripts import require_source_tree
-from support.script_cases import CASES, MAY_DIFFER, OUTTYPES
+from support.script_cases import MAY_DIFFER, RUNS, type_request
 from support.script_golden import STORED, golden_entry, script_outputs
 
 pytestmark = pytest.mark.peer
@@ -30,13 +30,13 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
     return script_outputs(tmp_path_factory.mktemp("script"))
 
 
-@pytest.mark.parametrize("outtype", OUTTYPES)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "outtype"), RUNS)
 def test_the_script_writes_the_same(
     theirs: Outputs, tmp_path: Path, name: str, outtype: str
 ) -> None:
     source = theirs[name][outtype].parent / name
-    write(read(source), tmp_path / "ours.gguf", OUTTYPES[outtype])
+    type_name, overrides = type_request(outtype)
+    write(read(source), tmp_path / "ours.gguf", type_name, overrides=overrides)
     expected = read_container(theirs[name][outtype])
     found = read_container(tmp_path / "ours.gguf")
     known = {info.name: info for info in found.tensors}

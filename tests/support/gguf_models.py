@@ -17,15 +17,21 @@ from halfbyte.quant.plan import apply_plan, make_plan
 TensorEntry = tuple[str, Sequence[int], int, bytes]
 
 
-def fitted(model: Model, type_name: str = "") -> Model:
+def fitted(model: Model, type_name: str = "", overrides: Sequence[tuple[str, str]] = ()) -> Model:
     """Return the model as the plan for a GGUF file of this type has it."""
-    plan = make_plan(model, GgufProfile(), type_name, requantize=True)
+    plan = make_plan(model, GgufProfile(), type_name, overrides, requantize=True)
     return apply_plan(model, plan)
 
 
-def write(model: Model, path: Path, type_name: str = "", threads: int = 1) -> list[WrittenTensor]:
+def write(
+    model: Model,
+    path: Path,
+    type_name: str = "",
+    threads: int = 1,
+    overrides: Sequence[tuple[str, str]] = (),
+) -> list[WrittenTensor]:
     """Write the model as GGUF after planning."""
-    return GGUF.write(fitted(model, type_name), path, WriteOptions(threads=threads))
+    return GGUF.write(fitted(model, type_name, overrides), path, WriteOptions(threads=threads))
 
 
 def read(path: Path) -> Model:

@@ -184,6 +184,11 @@ def _llama() -> list[FolderCase]:
             bpe("smollm"), dtype="bfloat16", pre="smollm",
         ),
         FolderCase(
+            "llama-ternary",
+            decoder("llama", hidden_size=256, intermediate_size=512, num_hidden_layers=1),
+            bpe("gpt-2"), dtype="bfloat16", pre="gpt-2",
+        ),
+        FolderCase(
             "llama-odd-rows", decoder("llama", hidden_size=48, intermediate_size=80),
             bpe("gpt-2", user_defined="<tool>"), pre="gpt-2",
         ),
@@ -258,6 +263,25 @@ CASES: dict[str, FolderCase] = {case.name: case for case in (*_llama(), *_relati
 """By name."""
 OUTTYPES: dict[str, str] = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 """Names of llama.cpp's script and ours."""
+TERNARY: dict[str, str] = {"tq1_0": "TQ1_0", "tq2_0": "TQ2_0"}
+"""Further ones, for a case whose rows divide into their blocks."""
+TERNARY_CASE = "llama-ternary"
+RUNS: list[tuple[str, str]] = [
+    (name, outtype)
+    for name in CASES
+    for outtype in ({**OUTTYPES, **TERNARY} if name == TERNARY_CASE else OUTTYPES)
+]
+"""Cases and outtypes that are compared."""
+
+
+def type_request(outtype: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return --type and the --tensor entries that ask for what the script makes of an outtype.
+
+    Its ternary types keep both ends in float16, those of llama-quantize take Q4_K and Q6_K.
+    """
+    ends = [("model.embed_tokens.weight", "F16"), ("lm_head.weight", "F16")]
+    return {**OUTTYPES, **TERNARY}[outtype], ends if outtype in TERNARY else []
+
 
 MAY_DIFFER: dict[str, dict[str, str]] = {
     "": {
@@ -282,4 +306,4 @@ MAY_DIFFER: dict[str, dict[str, str]] = {
     },
 }
 """Keys whose values differ on purpose, by case (and outtype), with the reason."""
-FILE_TYPE_NUMBERS = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7}
+FILE_TYPE_NUMBERS = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "tq1_0": 36, "tq2_0": 37}

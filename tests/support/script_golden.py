@@ -9,7 +9,7 @@ from typing import Any
 
 from support.gguf_digest import digest, metadata, tensor_digests
 from support.llama_cpp_scripts import conversion, run
-from support.script_cases import CASES, OUTTYPES
+from support.script_cases import CASES, RUNS
 from support.script_models import write_folder_case
 
 STORED = Path(__file__).parents[1] / "golden" / "llama_cpp_conversion.json"
@@ -21,7 +21,8 @@ def script_outputs(parent: Path) -> dict[str, dict[str, Path]]:
     jobs = []
     for name, case in CASES.items():
         folder = write_folder_case(case, parent)
-        outputs[name] = {outtype: parent / f"{name}-{outtype}.gguf" for outtype in OUTTYPES}
+        outtypes = [outtype for run_name, outtype in RUNS if run_name == name]
+        outputs[name] = {outtype: parent / f"{name}-{outtype}.gguf" for outtype in outtypes}
         jobs += [conversion(folder, t, path, case.pre) for t, path in outputs[name].items()]
     run(jobs)
     return outputs
