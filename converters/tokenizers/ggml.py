@@ -58,7 +58,7 @@ DEFAULT_IDS = {
     "spm": {"bos": 1, "eos": 2, "unk": 0},
     "bpe": {"bos": 11, "eos": 11},
     "unigram": {"eos": 1, "unk": 2, "pad": 0},
-    "wordpiece": {"bos": 101, "sep": 102, "eos": 102, "unk": 100, "pad": 0},
+    "wordpiece": {"bos": 101, "sep": 102, "unk": 100, "pad": 0},
     "rwkv": {},
     "plamo2": {"bos": 1, "eos": 2, "unk": 0, "pad": 3},
 }

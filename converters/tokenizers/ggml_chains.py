@@ -9,6 +9,7 @@ model's tokenizer.json, this table has llama.cpp's meaning in Oniguruma syntax:
 - groups of three digits count every number character, and what stands before the first group
   belongs to its word until a later pattern cuts it
 - ranges such as U+0800 to U+4E00 leave out the spaces in them
+- characters newer than Unicode 15 belong to no category
 - falcon and deepseek-llm leave runs of digits whole where the original cuts them
 
 Source: llama.cpp src/llama-vocab.cpp, src/unicode.cpp.
@@ -37,6 +38,15 @@ _HAN = (
     "\U0002b820-\U0002ceaf\U0002ceb0-\U0002ebef\uf900-\ufaff\U0002f800-\U0002fa1f"
 )
 _DIGIT_GROUPS = r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+# Letters, marks, numbers, punctuation and symbols that came with Unicode 16.
+_NEWER = (
+    r"\x{0897}\x{1b4e}-\x{1b4f}\x{1b7f}\x{1c89}-\x{1c8a}\x{2427}-\x{2429}\x{31e4}-\x{31e5}"
+    r"\x{a7cb}-\x{a7cd}\x{a7da}-\x{a7dc}\x{105c0}-\x{105f3}\x{10d40}-\x{10d8f}"
+    r"\x{10ec2}-\x{10ec4}\x{10efc}\x{11380}-\x{113e2}\x{116d0}-\x{116e3}\x{11bc0}-\x{11bf9}"
+    r"\x{11f5a}\x{13460}-\x{143fa}\x{16100}-\x{16139}\x{16d40}-\x{16d79}\x{18cff}"
+    r"\x{1cc00}-\x{1ceb3}\x{1e5d0}-\x{1e5ff}\x{1f8b2}-\x{1f8bb}\x{1f8c0}-\x{1f8c1}\x{1fa89}"
+    r"\x{1fa8f}\x{1fabe}\x{1fac6}\x{1fadc}\x{1fadf}\x{1fae9}\x{1fbcb}-\x{1fbef}"
+)
 _L, _LM, _NOTHING = r"\p{L}", r"\p{L}\p{M}", ""
 _PLAIN_BYTES = ("bytes", False)
 
@@ -93,10 +103,19 @@ def ggml_chain(row: PreTokenizer) -> Chain:
     """Return the steps that cut text as llama.cpp cuts it under a name."""
     family = "granite-97m" if row.name == "granite-embed-multi-97m" else row.family
     found = _DIFFERENT.get(family, CHAINS[row.family])
-    return tuple(_ascii(step) for step in found)
+    return tuple(part for step in found for part in _as_ggml(step))
 
 
-def _ascii(step: Step) -> Step:
+def _as_ggml(step: Step) -> Chain:
+    if step == ("bytes", True):
+        return (*_as_ggml(("split", GPT2_REGEX)), _PLAIN_BYTES)
+    if step == ("digits",):
+        return _as_ggml(("split", r"\p{N}"))
     if step[0] != "split":
-        return step
-    return ("split", step[1].replace(CONTRACTIONS, _ASCII_CONTRACTIONS))
+        return (step,)
+    text = step[1].replace(CONTRACTIONS, _ASCII_CONTRACTIONS).replace(r"\P{N}", r"[^\p{N}]")
+    return (("split", re.sub(r"\\p\{[LNPSM]\}", _older, text)),)
+
+
+def _older(match: re.Match[str]) -> str:
+    return f"[{match[0]}&&[^{_NEWER}]]"

@@ -119,7 +119,7 @@ def trie_pattern(texts: Iterable[str]) -> str:
     return _branch(root)
 
 
-def _branch(node: Mapping[str, dict]) -> str:
+def _branch(node: Mapping[str, Any]) -> str:
     parts = [re.escape(char) + _branch(child) for char, child in node.items() if char]
     if not parts:
         return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import random
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,10 @@ def pair_keys(pre: str, texts: Sequence[str], seed: int, raw: bool) -> dict[str,
     else:
         spelled = ["".join(letters[byte] for byte in text.encode()) for text in texts]
         start = list(BYTE_ALPHABET)
-    pairs = sorted({(a, b) for text in spelled for a, b in zip(text, text[1:], strict=False)})
+    pairs = sorted({(a, b) for text in spelled for a, b in pairwise(text)})
     pairs = [pair for pair in pairs if " " not in pair]
     random.Random(seed).shuffle(pairs)
-    longer = [(a + b, c + d) for (a, b), (c, d) in zip(pairs, pairs[1:], strict=False)]
+    longer = [(a + b, c + d) for (a, b), (c, d) in pairwise(pairs)]
     merges = [*pairs, *(pair for pair in longer if pair[0] + pair[1] in "".join(spelled))]
     tokens = [*start, *(a + b for a, b in merges)]
     tokens = list(dict.fromkeys(tokens))
