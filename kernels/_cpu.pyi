@@ -43,6 +43,19 @@ def encode(
     out: NDArray[Any],
     compat: bool = ...,
 ) -> None: ...
+def least_error(
+    x: NDArray[Any],
+    w: NDArray[Any],
+    scale: NDArray[Any] | None,
+    minimum: NDArray[Any] | None,
+    first: NDArray[Any] | None,
+    candidates: int,
+    both_signs: bool,
+    levels: NDArray[Any],
+    plain_levels: bool,
+    chosen: NDArray[Any],
+    error: NDArray[Any],
+) -> None: ...
 def rms_norm(
     x: NDArray[Any], weight: NDArray[Any], epsilon: float, out: NDArray[Any], /
 ) -> None: ...

@@ -76,11 +76,57 @@ void encode(int kind_index, nb::object rows, nb::object importance, nb::object o
     });
 }
 
+// scale: [groups, candidates] float32, or None with `first`: [groups] uint16 bits of float16.
+void least_error(nb::object x, nb::object w, nb::object scale, nb::object minimum, nb::object first,
+                 int64_t candidates, bool both_signs, nb::object levels, bool plain_levels,
+                 nb::object chosen, nb::object error) {
+    const char* where = "least_error";
+    const Array values(where, "x", x, "f"), weights(where, "w", w, "f");
+    if (values.dimensions() != 2) reject(where, "x must be [groups, values]");
+    const int64_t groups = values.shape(0);
+    require_size(where, "w", weights, values.size());
+    if (candidates < 1) reject(where, "at least one candidate is required");
+    const Array scales = optional_array(where, "scale", scale, "f");
+    const Array minimums = optional_array(where, "minimum", minimum, "f");
+    const Array bits = optional_array(where, "first", first, "H");
+    const Array grid(where, "levels", levels, "f");
+    const Array index(where, "chosen", chosen, "i", true), found(where, "error", error, "f", true);
+    if (scales.present() == bits.present()) reject(where, "give either scale or first");
+    if (scales.present()) require_size(where, "scale", scales, groups * candidates);
+    if (minimums.present()) require_size(where, "minimum", minimums, groups * candidates);
+    if (bits.present()) require_size(where, "first", bits, groups);
+    if (grid.size() < 2) reject(where, "at least two levels are required");
+    require_size(where, "chosen", index, groups);
+    require_size(where, "error", found, groups);
+    LeastErrorJob job;
+    job.x = values.data<const float>();
+    job.w = weights.data<const float>();
+    job.values = values.shape(1);
+    job.candidates = candidates;
+    if (scales.present()) job.scale = scales.data<const float>();
+    if (minimums.present()) job.minimum = minimums.data<const float>();
+    if (bits.present()) job.first = bits.data<const uint16_t>();
+    job.both_signs = both_signs;
+    job.levels = grid.data<const float>();
+    job.level_count = grid.size();
+    job.plain_levels = plain_levels;
+    job.chosen = index.data<int32_t>();
+    job.error = found.data<float>();
+    if (groups == 0) return;
+    const nb::gil_scoped_release release;
+    parallel_rows(groups, job.values * candidates, kTaskValues,
+                  [&](int64_t from, int64_t to) { encoders().least_error(job, from, to); });
+}
+
 }  // namespace
 
 void bind_encode(nb::module_& m) {
     m.def("encode", &encode, nb::arg("kind"), nb::arg("rows"), nb::arg("importance").none(),
           nb::arg("out"), nb::arg("compat") = false);
+    m.def("least_error", &least_error, nb::arg("x"), nb::arg("w"), nb::arg("scale").none(),
+          nb::arg("minimum").none(), nb::arg("first").none(), nb::arg("candidates"),
+          nb::arg("both_signs"), nb::arg("levels"), nb::arg("plain_levels"), nb::arg("chosen"),
+          nb::arg("error"));
 }
 
 }  // namespace halfbyte

@@ -13,12 +13,14 @@
 #include "encoders.hpp"
 #include HB_SIMD
 #include "encode/dispatch.hpp"
+#include "encode/least_error.hpp"
 // clang-format on
 
 namespace halfbyte {
 
 const EncoderTable HB_ENCODERS = {
     HB_ISA::encode,
+    HB_ISA::least_error,
 };
 
 }  // namespace halfbyte
