@@ -198,6 +198,13 @@ def quantize_options() -> Callable[[Function], Function]:
             help="llama.cpp's own bytes also where its encoder has a fault.",
         ),
         click.option(
+            "--search",
+            type=click.Choice(("default", "exhaustive")),
+            default="default",
+            show_default=True,
+            help="Scales tried per block: llama.cpp's, or all that can matter (much slower).",
+        ),
+        click.option(
             "--dry-run",
             is_flag=True,
             help="Print what each tensor would become and the size of the file; write nothing.",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ALGORITHMS: dict[str, str] = {
     "rtn": "halfbyte.quant.algorithms.rtn:requantize",
+    "exhaustive": "halfbyte.quant.algorithms.exhaustive:requantize",
 }
 
 
@@ -35,6 +36,10 @@ class Algorithm(Protocol):
         importance: [columns] float32, or [matrices, columns] for stacked matrices. compat: the
         bytes of llama.cpp's encoder also where it has a fault.
         """
+
+
+# How wide each block's scales are searched: the method that `--search` stands for.
+SEARCHES = {"default": "rtn", "exhaustive": "exhaustive"}
 
 
 def get_algorithm(name: str) -> Algorithm:

@@ -21,6 +21,7 @@ from halfbyte.ir.tensor import Tensor
 
 Weights = NDArray[np.float32] | None
 Made = Callable[[int, int, Weights], dict[str, Array]]
+Encode = Callable[[Encoding, Array, Weights], dict[str, Array]]
 
 
 def requantize(
@@ -38,6 +39,24 @@ def requantize(
         QuantizationError: the rows have a wrong length, or importance does not fit; while reading:
             a weight is not finite or leaves the encoding's range.
     """
+    return encoded_with(_encode_compat if compat else _encode, tensor, encoding, importance)
+
+
+def _encode(encoding: Encoding, rows: Array, weights: Weights) -> dict[str, Array]:
+    return encoding.encode(rows, weights)
+
+
+def _encode_compat(encoding: Encoding, rows: Array, weights: Weights) -> dict[str, Array]:
+    options = {"compat": True} if _has_compat(type(encoding)) else {}
+    return encoding.encode(rows, weights, **options)
+
+
+def encoded_with(encode: Encode, tensor: Tensor, encoding: Encoding, importance: Weights) -> Tensor:
+    """Return the tensor in `encoding`; encode(encoding, rows, importance) makes whole blocks.
+
+    Raises:
+        QuantizationError: as `requantize`.
+    """
     with naming(tensor.name):
         specs = encoding.part_specs(tensor.rows, tensor.columns)
     if importance is not None:
@@ -45,7 +64,7 @@ def requantize(
     slices = _Slices(tensor.rows, importance, specs)
     small: Small
     if len(specs) == 1:
-        small, large = _no_small_parts, _whole_blocks(tensor, encoding, slices, compat)
+        small, large = _no_small_parts, _whole_blocks(tensor, encoding, slices, encode)
     else:
         small, large = _scales_first(tensor, encoding, slices)
     parts = computed_parts(specs, tensor.columns, small, large, encoding.block_shape[0])
@@ -105,13 +124,11 @@ def _has_compat(encoding: type[Encoding]) -> bool:
     return "compat" in inspect.signature(encoding.encode).parameters
 
 
-def _whole_blocks(tensor: Tensor, encoding: Encoding, slices: _Slices, compat: bool) -> Large:
-    options = {"compat": True} if compat and _has_compat(type(encoding)) else {}
-
+def _whole_blocks(tensor: Tensor, encoding: Encoding, slices: _Slices, encode: Encode) -> Large:
     def encoded(start: int, stop: int, weights: Weights) -> dict[str, Array]:
         dense = isinstance(encoding, Dense)
         rows = tensor.decode(start, stop) if dense else tensor.float32(start, stop)
-        return encoding.encode(rows, weights, **options)
+        return encode(encoding, rows, weights)
 
     def large(start: int, stop: int, known: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         with naming(tensor.name):

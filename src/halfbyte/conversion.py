@@ -27,7 +27,7 @@ from halfbyte.importance_request import Importance
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import FilePart
 from halfbyte.memory import PeakMemory
-from halfbyte.output_request import OutputRequest, check_options, write_options
+from halfbyte.output_request import OutputRequest, algorithm_of, check_options, write_options
 
 if TYPE_CHECKING:
     from halfbyte.ir.roles import WeightKey
@@ -161,7 +161,7 @@ def _planned(source: Path, output: Path, request: OutputRequest) -> _Job:
     by_weight, notices = importance.matched(plan, _gguf_weight_name)
     if not request.dry_run:
         importance.require(plan, by_weight)
-    planned = apply_plan(model, plan, request.method, by_weight, request.compat)
+    planned = apply_plan(model, plan, algorithm_of(request), by_weight, request.compat)
     options = write_options(
         source, target.name, flavour, threads, request, plan.file_type, importance.keys()
     )

@@ -47,6 +47,7 @@ class OutputRequest:
     types: TypeOptions = field(default_factory=TypeOptions)
     imatrix: str = ""
     compat: bool = False
+    search: str = "default"
     split: SplitRequest = field(default_factory=SplitRequest)
     dry_run: bool = False
     lora: Sequence[tuple[str, float]] = ()
@@ -99,3 +100,19 @@ def write_options(
     )
     options = WriteOptions(flavour, threads, opset=request.opset, gguf=gguf)
     return replace(options, shard_bytes=split.max_bytes) if split.max_bytes else options
+
+
+def algorithm_of(request: OutputRequest) -> str:
+    """Return the algorithm that method and search ask for.
+
+    Raises:
+        UnsupportedError: the search is not known, or does not go with the method.
+    """
+    from halfbyte.quant.algorithms import SEARCHES
+
+    if request.search not in SEARCHES:
+        raise UnsupportedError(f"search {request.search!r}", "quantize", list(SEARCHES))
+    if request.search != "default" and request.method != "rtn":
+        advice = "leave out --search or --method"
+        raise UnsupportedError("--search", f"method {request.method}", advice=advice)
+    return request.method if request.search == "default" else SEARCHES[request.search]

@@ -112,6 +112,7 @@ def quantize(
     leave_output: bool = False,
     imatrix: str | Path = "",
     compat: bool = False,
+    search: str = "default",
     requantize: bool = False,
     keep_split: bool = False,
     split_max_bytes: int = 0,
@@ -130,7 +131,8 @@ def quantize(
 
     type: a mix as llama-quantize names it (Q4_K_M), or an encoding. pure: no mix. output_type,
     token_embedding_type: encodings of these two; leave_output: the head keeps its own. imatrix: an
-    importance file. compat: llama.cpp's bytes also where its encoder has a fault. dry_run: write
+    importance file. compat: llama.cpp's bytes also where its encoder has a fault. search:
+    `exhaustive` looks through all scales that a block can store. dry_run: write
     nothing, `destination` may be None (GGUF). Parts and adapters as for `convert`.
 
     Raises:
@@ -154,6 +156,7 @@ def quantize(
         TypeOptions(pure, output_type, token_embedding_type, leave_output),
         str(imatrix),
         compat,
+        search,
         SplitRequest(keep_split, split_max_bytes, split_max_tensors),
         dry_run,
         _local(lora, allow_pickle),

@@ -227,3 +227,19 @@ def test_an_architecture_that_is_unknown_here(cli, tmp_path):
     assert found["output.weight"] == "Q6_K" and found["blk.1.attn_v.weight"] == "Q4_K"
     assert found["blk.0.ffn_down.weight"] == "Q4_K" and found["blk.5.ffn_down.weight"] == "IQ3_S"
     assert found["output_norm.weight"] == "F32"
+
+
+def test_exhaustive_search_keeps_types_and_lessens_errors(cli, models, tmp_path):
+    errors = {}
+    for search in ("default", "exhaustive"):
+        target = tmp_path / f"{search}.gguf"
+        cli("quantize", models / "llama.gguf", target, "--type", "Q4_0", "--search", search)
+        found = cli("diff", models / "llama.gguf", target, "--json").json()["tensors"]
+        errors[search] = {t["name"]: (t["second"], t["relative_error"]) for t in found}
+    assert errors["default"].keys() == errors["exhaustive"].keys()
+    for name, (encoding, error) in errors["default"].items():
+        assert errors["exhaustive"][name][0] == encoding
+        assert errors["exhaustive"][name][1] < error * 1.01
+    assert sum(e for _, e in errors["exhaustive"].values()) < sum(
+        e for _, e in errors["default"].values()
+    )
