@@ -120,6 +120,17 @@ def test_importance_goes_to_the_encoder() -> None:
         assert bits(quantized.read()) != bits(encoding.encode(tensor.decode()))
 
 
+def test_compat_goes_to_encoders_that_know_it() -> None:
+    rows = normal_rows(2, 256)
+    rows[:, 32:64] = 0
+    tensor = tensor_from_array("w", rows)
+    for name in ("IQ3_S", "Q4_0"):
+        encoding = encoding_from_name(name)
+        plain = requantize(tensor, encoding).parts["data"].read()
+        faulty = requantize(tensor, encoding, compat=True).parts["data"].read()
+        assert (plain == faulty).all() == (name == "Q4_0")
+
+
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "int3-g32", "int4-g32-asym"])
 def test_each_matrix_of_a_stack_has_its_own_importance(name: str) -> None:
     encoding = encoding_from_name(name)
