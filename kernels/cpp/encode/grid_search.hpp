@@ -108,13 +108,23 @@ struct Group {
     }
 };
 
+// Bit i is set where codes i and i + 1 of a cell's trials differ, and for the last trial.
+template <int Trials>
+HB_INLINE uint32_t last_of_runs(const int32_t* packed) {
+    uint32_t ends = 0;
+    for (int t = 0; t < Trials; t += 8) {
+        ends |= bits8(differs(iload8(packed + t), iload8(packed + t + 1))) << t;
+    }
+    const uint32_t last = 1u << (Trials - 1);
+    return (ends & (last - 1u)) | last;
+}
+
 template <class CellType, int Size>
 template <int Trials>
 HB_INLINE void Group<CellType, Size>::scan(const Grid& grid, const float* tops, float reach) {
     constexpr int kRounds = (Trials + 7) / 8;
     float scales[8 * kRounds];
-    int32_t packed[kCells][8 * kRounds];
-    uint32_t off[8 * kRounds] = {};
+    int32_t packed[kCells][8 * kRounds + 8];
     for (int t = 0; t < 8 * kRounds; t += 8) {
         const F8 inverse = load8(tops + t) / all8(reach);
         store8(scales + t, all8(1.0f) / inverse);
@@ -127,14 +137,18 @@ HB_INLINE void Group<CellType, Size>::scan(const Grid& grid, const float* tops, 
         products[i] = all8(w[i] * x[i]) * Cell::levels();
         squares[i] = all8(w[i]) * Cell::levels() * Cell::levels();
     }
+    uint32_t off[kCells] = {};  // trials whose codes are no point, by bit
     for (int k = 0; k < kCells; ++k) {
-        for (int from = 0, to; from < Trials; from = to) {
-            const int32_t point = packed[k][from], entry = grid.entries[point];
-            for (to = from + 1; to < Trials && packed[k][to] == point; ++to) continue;
-            if (entry < 0) continue;
-            for (int t = from; t < to; ++t) off[t] |= 1u << k;
-            nearest_of_run<Cell>(grid, entry, x + k * Cell::kValues, root + k * Cell::kValues,
-                                 scales + from, to - from, packed[k] + from);
+        uint32_t ends = last_of_runs<Trials>(packed[k]);
+        for (int from = 0; from < Trials; ends &= ends - 1) {
+            const int to = lowest_bit(ends) + 1;
+            const int32_t entry = grid.entries[packed[k][from]];
+            if (entry >= 0) {
+                off[k] |= (2u << (to - 1)) - (1u << from);
+                nearest_of_run<Cell>(grid, entry, x + k * Cell::kValues, root + k * Cell::kValues,
+                                     scales + from, to - from, packed[k] + from);
+            }
+            from = to;
         }
     }
     float best = 0.0f;
@@ -156,9 +170,10 @@ HB_INLINE void Group<CellType, Size>::scan(const Grid& grid, const float* tops, 
             if (qq[lane] > 0.0f && qx[lane] * qx[lane] > best * qq[lane]) {
                 scale = qx[lane] / qq[lane];
                 best = scale * qx[lane];
-                rounded = off[t + lane];
+                rounded = 0;
                 for (int k = 0; k < kCells; ++k) {
                     cells[k] = static_cast<uint32_t>(packed[k][t + lane]);
+                    rounded |= (off[k] >> (t + lane) & 1u) << k;
                 }
             }
         }

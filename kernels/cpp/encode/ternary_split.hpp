@@ -63,10 +63,11 @@ struct CommonShift {
     int cut;
 
     HB_INLINE CommonShift(const float* x, const float* w, const int* order) {
+        float product[N], total_x = 0.0f, total_w = 0.0f;
+        for (int i = 0; i < N; i += 8) store8(product + i, load8(w + i) * load8(x + i));
         for (int j = 0; j < N; ++j) {
-            const int i = order[j];
-            sum_x[j + 1] = sum_x[j] + w[i] * x[i];
-            sum_w[j + 1] = sum_w[j] + w[i];
+            sum_x[j + 1] = total_x += product[order[j]];
+            sum_w[j + 1] = total_w += w[order[j]];
         }
         for (int c = 0; c < 2; ++c) {
             const F8 level = all8(shifted_levels(c == 0)[2]);
@@ -111,13 +112,19 @@ struct HalfShifts {
     int cut;
 
     HB_INLINE HalfShifts(const float* x, const float* w, const int* order) {
-        for (int j = 0; j < N; ++j) {
-            const int i = order[j];
+        // The other half's values count as 0: a sum that starts at +0 stays as it is.
+        float product[2][N] = {}, weight[2][N] = {};
+        for (int i = 0; i < N; i += 8) {
             const int half = i < N / 2 ? 0 : 1;
-            sum_x[half][j + 1] = sum_x[half][j] + w[i] * x[i];
-            sum_w[half][j + 1] = sum_w[half][j] + w[i];
-            sum_x[1 - half][j + 1] = sum_x[1 - half][j];
-            sum_w[1 - half][j + 1] = sum_w[1 - half][j];
+            store8(product[half] + i, load8(w + i) * load8(x + i));
+            store8(weight[half] + i, load8(w + i));
+        }
+        float x0 = 0.0f, x1 = 0.0f, w0 = 0.0f, w1 = 0.0f;
+        for (int j = 0; j < N; ++j) {
+            sum_x[0][j + 1] = x0 += product[0][order[j]];
+            sum_x[1][j + 1] = x1 += product[1][order[j]];
+            sum_w[0][j + 1] = w0 += weight[0][order[j]];
+            sum_w[1][j + 1] = w1 += weight[1][order[j]];
         }
         for (int c = 0; c < 2; ++c) {
             const float* level = shifted_levels(c == 0);
