@@ -141,7 +141,7 @@ def adapter_file(
     Raises:
         UnsupportedError: GGUF cannot say what the adapter does.
     """
-    _check_writable(adapter)
+    _check_writable(adapter, bool(config.get("tie_word_embeddings")))
     alpha, factors = _said_scales(adapter)
     interleaved = architecture.gguf_name in INTERLEAVED
     named = {**config, "rope_interleaved": adapter.interleaved}
@@ -166,7 +166,10 @@ def adapter_file(
     return AdapterFile(metadata, tensors, sources)
 
 
-def _check_writable(adapter: Adapter) -> None:
+def _check_writable(adapter: Adapter, tied: bool) -> None:
+    if tied and any(pair.key.role is Role.OUTPUT_HEAD for pair in adapter.pairs):
+        what = "a pair for the output head of a model that ties it to the embedding"
+        raise UnsupportedError(what, adapter.source, (), "llama.cpp finds no such weight there")
     held = [tensor.name for key, tensor in adapter.replaced.items() if not key.role.is_norm]
     if held:
         advice = "GGUF adapters hold pairs only: merge it into its base model with --lora"

@@ -175,6 +175,8 @@ def test_a_tied_base_takes_no_adapter_of_its_ends(tmp_path: Path) -> None:
     adapter = write_adapter_folder(tmp_path / "adapter", arrays)
     with pytest.raises(HalfbyteError, match="tie_word_embeddings false"):
         convert(base, tmp_path / "out", lora=[(adapter, 1.0)])
+    with pytest.raises(HalfbyteError, match="llama.cpp finds no such weight"):
+        convert(adapter, tmp_path / "a.gguf", base=base)
 
 
 def test_entries_of_the_command_line() -> None:
