@@ -45,8 +45,8 @@ class Partition:
             out += self._between(text[at:start], index)
             out.append(index)
             at = end
-            if index in self._right:
-                at += len(text[at:]) - len(text[at:].lstrip(_SPACE))
+            while index in self._right and text[at : at + 1] and text[at] in _SPACE:
+                at += 1
         return out + ([text[at:]] if text[at:] else [])
 
     def _between(self, text: str, index: int) -> list[str | int]:
