@@ -63,6 +63,7 @@ class WrittenTensor:
     """One tensor as it lies in the output: its new name and bytes.
 
     verdict: where the container says an encoding's values in its own way, how exactly it does.
+    shape: where the container holds only a piece of the source.
     """
 
     source_name: str
@@ -70,6 +71,7 @@ class WrittenTensor:
     encoding: str
     nbytes: int
     verdict: str = ""
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

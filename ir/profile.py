@@ -39,6 +39,8 @@ FLOAT_TABLES = frozenset(
         Role.ROPE_DIVISORS,
         Role.ROPE_FACTORS_LONG,
         Role.ROPE_FACTORS_SHORT,
+        Role.ROUTER,
+        Role.SHARED_ROUTER,
     }
 )
 

@@ -37,6 +37,14 @@ class Role(str, Enum):
     FEED_FORWARD_UP = "feed_forward_up"
     FEED_FORWARD_DOWN = "feed_forward_down"
     FEED_FORWARD_GATE_UP = "feed_forward_gate_up"
+    ROUTER = "router"
+    EXPERTS_GATE = "experts_gate"
+    EXPERTS_UP = "experts_up"
+    EXPERTS_DOWN = "experts_down"
+    SHARED_ROUTER = "shared_router"
+    SHARED_GATE = "shared_gate"
+    SHARED_UP = "shared_up"
+    SHARED_DOWN = "shared_down"
     LAYER_OUTPUT_NORM = "layer_output_norm"
 
     def __str__(self) -> str:

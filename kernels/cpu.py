@@ -167,7 +167,7 @@ class LinearWeight:
     floats (2^(bits-1) where absent), and g_idx [columns] int32: the group of each column.
     """
 
-    __slots__ = ("columns", "kind", "native", "rows")
+    __slots__ = ("_given", "columns", "kind", "native", "rows")
 
     def __init__(
         self,
@@ -192,6 +192,7 @@ class LinearWeight:
         self.kind = kind
         self.rows = rows
         self.columns = columns
+        self._given = (data, bits, group_size, scales, zero_points, g_idx)
         self.native = _native().Weight(
             kind_id,
             _bytes(data),
@@ -204,6 +205,23 @@ class LinearWeight:
             None if zero_points is None else _bytes(zero_points),
             zero_type,
             g_idx,
+        )
+
+    def between(self, start: int, stop: int) -> LinearWeight:
+        """Return rows [start, stop) as a weight of their own, over the same memory."""
+        data, bits, group_size, scales, zero_points, g_idx = self._given
+        return LinearWeight(
+            self.kind,
+            data.reshape(self.rows, -1)[start:stop],
+            stop - start,
+            self.columns,
+            bits=bits,
+            group_size=group_size,
+            scales=None if scales is None else scales.reshape(self.rows, -1)[start:stop],
+            zero_points=None
+            if zero_points is None
+            else zero_points.reshape(self.rows, -1)[start:stop],
+            g_idx=g_idx,
         )
 
     def decode(

@@ -91,6 +91,9 @@ _ROLES = {
     Role.FEED_FORWARD_GATE_UP: Category.UP,
     Role.FEED_FORWARD_GATE: Category.GATE,
     Role.FEED_FORWARD_DOWN: Category.DOWN,
+    **dict.fromkeys((Role.EXPERTS_UP, Role.SHARED_UP), Category.UP),
+    **dict.fromkeys((Role.EXPERTS_GATE, Role.SHARED_GATE), Category.GATE),
+    **dict.fromkeys((Role.EXPERTS_DOWN, Role.SHARED_DOWN), Category.DOWN),
 }
 _WHOLE_NAMES = {
     "output.weight": Category.OUTPUT,

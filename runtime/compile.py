@@ -229,7 +229,8 @@ class PlanBuilder:
         result: list[Slot | None] = []
         for index, slot in enumerate(slots):
             value = shadow.inputs[index]
-            kept = index in spec.encoded and slot is not None and len(slot.shape or ()) == 2
+            rank = 0 if slot is None else len(slot.shape or ())
+            kept = index in spec.encoded and rank == spec.encoded_rank
             if slot is None or slot.tensor is None or value is None or kept:
                 result.append(slot)
             else:

@@ -21,6 +21,7 @@ from halfbyte.ir.tensor import Tensor
 from halfbyte.kernels import cpu as kernels
 from halfbyte.runtime import (
     cpu_conv,
+    cpu_experts,
     cpu_integers,
     cpu_recurrent,
     cpu_resize,
@@ -375,6 +376,7 @@ def bind_cast(backend: CpuBackend, bound: BoundNode) -> Step | None:
 BINDERS: dict[str, Binder] = {
     **cpu_tensor.BINDERS,
     **cpu_conv.BINDERS,
+    **cpu_experts.BINDERS,
     **cpu_integers.BINDERS,
     **cpu_recurrent.BINDERS,
     **cpu_resize.BINDERS,

@@ -50,6 +50,7 @@ OBSERVED: dict[str, _Places] = {
     "halfbyte.LinearGroup": _Places(),
     "halfbyte.LinearSwiGLU": _Places(),
     "halfbyte.FusedLinear": _Places(),
+    "halfbyte.ExpertLinear": _Places(experts=2),
 }
 
 

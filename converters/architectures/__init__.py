@@ -15,8 +15,10 @@ ARCHITECTURES: dict[str, str] = {
     "gpt2": "halfbyte.converters.architectures.gpt2:GPT2",
     "llama": "halfbyte.converters.architectures.llama:LLAMA",
     "mistral": "halfbyte.converters.architectures.mistral:MISTRAL",
+    "mixtral": "halfbyte.converters.architectures.mixtral:MIXTRAL",
     "qwen2": "halfbyte.converters.architectures.qwen2:QWEN2",
     "qwen3": "halfbyte.converters.architectures.qwen3:QWEN3",
+    "qwen3_moe": "halfbyte.converters.architectures.qwen3_moe:QWEN3_MOE",
 }
 
 ALIASES: dict[str, str] = {

@@ -32,13 +32,15 @@ Config = dict[str, Any]
 class WeightSpec:
     """A weight that a config asks for or allows: identity, shape [out, in], Hugging Face name.
 
-    The name is empty where Hugging Face has none under this config.
+    The name is empty where Hugging Face has none under this config. A stack of experts stands there
+    in pieces: `expert_name` has {} for the expert's number, and the name is ours.
     """
 
     name: str
     key: WeightKey
     shape: tuple[int, ...]
     optional: bool = False
+    expert_name: str = ""
 
 
 class Architecture(ABC):

@@ -164,7 +164,7 @@ class Llama(Architecture):
         yield WeightSpec("lm_head.weight", head, (vocabulary, hidden), optional=tied)
 
     def _layer_specs(self, config: Mapping[str, Any], layer: int) -> Iterator[WeightSpec]:
-        hidden, inner, size = (config[k] for k in ("hidden_size", "intermediate_size", "head_dim"))
+        hidden, size = config["hidden_size"], config["head_dim"]
         query, pairs = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
         stem = f"model.layers.{layer}"
         for name, role in (
@@ -183,9 +183,13 @@ class Llama(Architecture):
             columns = query if role is Role.ATTENTION_OUTPUT else hidden
             full = f"{stem}.self_attn.{name}"
             yield from self._linear_specs(config, full, WeightKey(role, layer), (rows, columns))
+        yield from self._feed_forward_specs(config, layer)
+
+    def _feed_forward_specs(self, config: Mapping[str, Any], layer: int) -> Iterator[WeightSpec]:
+        hidden, inner = config["hidden_size"], config["intermediate_size"]
         for role, name in _FEED_FORWARD.items():
             shape = (hidden, inner) if role is Role.FEED_FORWARD_DOWN else (inner, hidden)
-            full = f"{stem}.mlp.{name}"
+            full = f"model.layers.{layer}.mlp.{name}"
             yield from self._linear_specs(config, full, WeightKey(role, layer), shape)
 
     def _linear_specs(
@@ -244,8 +248,13 @@ class Llama(Architecture):
         normed = rms_norm(
             builder, x, Role.FEED_FORWARD_NORM, epsilon, f"{stem}.feed_forward_norm", layer
         )
-        fed = gated_feed_forward(builder, normed, config["hidden_act"], layer)
+        fed = self._feed_forward(builder, config, normed, layer)
         return builder.op("Add", x, fed, name=f"{stem}.feed_forward_residual", layer=layer)
+
+    def _feed_forward(
+        self, builder: LayerBuilder, config: Mapping[str, Any], x: Value, layer: int
+    ) -> Value:
+        return gated_feed_forward(builder, x, config["hidden_act"], layer)
 
 
 LLAMA = Llama()

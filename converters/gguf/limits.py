@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from halfbyte.converters.gguf.expert_keys import check_experts
 from halfbyte.converters.gguf.rope_keys import check_rope
 from halfbyte.errors import UnsupportedError
 from halfbyte.ir.roles import Role, WeightKey
@@ -38,6 +39,13 @@ _LLAMA_EXTRA = {
     (Role.ROPE_DIVISORS, "weight"),
     (Role.ROPE_FACTORS_LONG, "weight"),
     (Role.ROPE_FACTORS_SHORT, "weight"),
+}
+_HEAD_NORMS = {(Role.ATTENTION_QUERY_NORM, "weight"), (Role.ATTENTION_KEY_NORM, "weight")}
+_EXPERTS = {
+    (Role.ROUTER, "weight"),
+    (Role.EXPERTS_GATE, "weight"),
+    (Role.EXPERTS_UP, "weight"),
+    (Role.EXPERTS_DOWN, "weight"),
 }
 _GPT2 = {(Role.TOKEN_EMBEDDING, "weight"), (Role.POSITION_EMBEDDING, "weight")} | {
     (role, kind)
@@ -73,10 +81,10 @@ _BERT = {
 }
 
 WEIGHTS: dict[str, set[tuple[Role, str]]] = {
-    "llama": _DECODER | _LLAMA_EXTRA,
+    "llama": _DECODER | _LLAMA_EXTRA | _EXPERTS,
     "qwen2": _DECODER | {(Role.OUTPUT_HEAD, "bias")},
-    "qwen3": _DECODER
-    | {(Role.ATTENTION_QUERY_NORM, "weight"), (Role.ATTENTION_KEY_NORM, "weight")},
+    "qwen3": _DECODER | _HEAD_NORMS,
+    "qwen3moe": _DECODER | _HEAD_NORMS | _EXPERTS,
     "gpt2": _GPT2 | {(Role.OUTPUT_HEAD, "weight")},
     "bert": _BERT,
 }
@@ -88,6 +96,7 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "llama": ("silu", "swish"),
     "qwen2": ("silu", "swish"),
     "qwen3": ("silu", "swish"),
+    "qwen3moe": ("silu", "swish"),
     "gpt2": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
     "bert": ("gelu",),
 }
@@ -139,6 +148,7 @@ def check_config(config: Mapping[str, Any], architecture: str) -> None:
     head_dim = config.get("head_dim") or width // heads
     if architecture in ("qwen2", "gpt2", "bert") and head_dim * heads != width:
         raise UnsupportedError(f"head_dim {head_dim}", where, [f"{width // heads}"])
+    check_experts(config, architecture)
     check_rope(config, architecture)
 
 

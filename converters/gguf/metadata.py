@@ -13,6 +13,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from halfbyte.converters.gguf.expert_keys import (
+    count_keys,
+    is_mixture,
+    model_type_of,
+    read_experts,
+    width_keys,
+)
 from halfbyte.converters.gguf.ggml_types import QUANTIZATION_VERSION, ValueType
 from halfbyte.converters.gguf.hyperparameters import Hyperparameters
 from halfbyte.converters.gguf.metadata_value import MetadataValue, plain, typed
@@ -32,7 +39,7 @@ _SPECIAL_IDS = {
     "eos_token_id": "tokenizer.ggml.eos_token_id",
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
-ROTARY = ("llama", "qwen2", "qwen3")
+ROTARY = ("llama", "qwen2", "qwen3", "qwen3moe")
 """Architectures with rotary attention over grouped heads and RMS norms."""
 POOLED = ("bert", "qwen2", "qwen3")
 """Those whose files may say how token states become one vector."""
@@ -56,16 +63,25 @@ def _common_keys(config: Mapping[str, Any], architecture: str) -> dict[str, Any]
         found["attention.layer_norm_epsilon"] = float(config["layer_norm_eps"])
     if architecture == "gpt2":
         found["attention.layer_norm_epsilon"] = float(config["layer_norm_epsilon"])
-    if architecture in ("llama", "qwen3"):
+    found |= count_keys(config)
+    if _says_head_size(config, architecture):
         found["attention.key_length"] = config["head_dim"]
         found["attention.value_length"] = config["head_dim"]
     return found
+
+
+def _says_head_size(config: Mapping[str, Any], architecture: str) -> bool:
+    """Whether the script writes the size of a head: configs of mixtral leave out the usual one."""
+    if architecture == "llama" and is_mixture(config):
+        return bool(config["head_dim"] * config["num_attention_heads"] != config["hidden_size"])
+    return architecture in ("llama", "qwen3", "qwen3moe")
 
 
 def _extra_keys(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
     if architecture == "llama":
         return {"vocab_size": config["vocab_size"], "rope.dimension_count": config["head_dim"]}
     found: dict[str, Any] = {"attention.causal": False} if architecture == "bert" else {}
+    found |= width_keys(config)
     pooling = POOLING_TYPES.get(str(config.get("pooling_type")))
     if architecture in POOLED and pooling is not None:
         found["pooling_type"] = pooling
@@ -149,8 +165,6 @@ def raw_config(
         UnsupportedError: the keys ask for something that is missing here.
     """
     keys = Hyperparameters(where, architecture, metadata)
-    if keys.integer("expert_count", 0, 0):
-        raise UnsupportedError("a mixture of experts", f"{where} ({architecture})")
     if architecture != "bert" and not keys.flag("attention.causal", True):
         raise UnsupportedError("attention without a causal mask", f"{where} ({architecture})")
     layers = keys.integer("block_count")
@@ -159,7 +173,7 @@ def raw_config(
     heads = keys.integer("attention.head_count")
     width = keys.integer("embedding_length")
     config: dict[str, Any] = {
-        "model_type": architecture,
+        "model_type": model_type_of(architecture, keys),
         "vocab_size": keys.integer("vocab_size", vocabulary, 0),
         "hidden_size": width,
         "intermediate_size": keys.integer("feed_forward_length"),
@@ -167,6 +181,7 @@ def raw_config(
         "num_attention_heads": heads,
         "max_position_embeddings": keys.integer("context_length"),
         **_special_ids(metadata),
+        **read_experts(keys),
     }
     if architecture in ROTARY:
         config |= _rotary_config(keys, heads, width)

@@ -71,10 +71,13 @@ _SAMPLING: dict[str, tuple[tuple[str, ...], Callable[[Any], Any]]] = {
 SAMPLING_PREFIX = "general.sampling."
 
 
-def general_keys(model: Model, architecture: str, kind: str, parameters: int) -> dict[str, Any]:
+def general_keys(
+    model: Model, architecture: str, kind: str, parameters: int, size: str = ""
+) -> dict[str, Any]:
     """Return the keys that open a file, in order.
 
     kind: "model" or "adapter". parameters: values of all tensors, negative for an adapter.
+    size: what to call their number, if not by itself.
     """
     files = model.metadata.get("files") or {}
     found: dict[str, Any] = {}
@@ -83,7 +86,7 @@ def general_keys(model: Model, architecture: str, kind: str, parameters: int) ->
     found["general.type"] = kind
     found |= sampling_keys(model.generation_config)
     names = [_config_name(files), model_id(model)]
-    return found | authorship_keys(front_matter(files), names, parameters)
+    return found | authorship_keys(front_matter(files), names, parameters, size)
 
 
 def sampling_keys(generation: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,7 +177,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def authorship_keys(
-    card: Mapping[str, Any], names: Iterable[str], parameters: int
+    card: Mapping[str, Any], names: Iterable[str], parameters: int, size: str = ""
 ) -> dict[str, Any]:
     """Return `general.name` and what follows it.
 
@@ -192,7 +195,7 @@ def authorship_keys(
             said[key] = said[key] or _from_name(parts, key)
     said["name"] = said["name"] or PurePosixPath(last).name or "model"
     if not said["size_label"] and parameters > 0:
-        said["size_label"] = size_label(parameters)
+        said["size_label"] = size or size_label(parameters)
     found: dict[str, Any] = {f"general.{key}": text for key, text in said.items() if text}
     for relation, wanted in _RELATIONS.items():
         found |= _related_keys(relation, card, wanted, parameters)

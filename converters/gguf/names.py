@@ -35,6 +35,14 @@ LAYER_NAMES: dict[Role, str] = {
     Role.FEED_FORWARD_GATE: "ffn_gate",
     Role.FEED_FORWARD_UP: "ffn_up",
     Role.FEED_FORWARD_DOWN: "ffn_down",
+    Role.ROUTER: "ffn_gate_inp",
+    Role.EXPERTS_GATE: "ffn_gate_exps",
+    Role.EXPERTS_UP: "ffn_up_exps",
+    Role.EXPERTS_DOWN: "ffn_down_exps",
+    Role.SHARED_ROUTER: "ffn_gate_inp_shexp",
+    Role.SHARED_GATE: "ffn_gate_shexp",
+    Role.SHARED_UP: "ffn_up_shexp",
+    Role.SHARED_DOWN: "ffn_down_shexp",
     Role.LAYER_OUTPUT_NORM: "layer_output_norm",
 }
 

@@ -19,6 +19,7 @@ from halfbyte.converters.architectures import ARCHITECTURES, get_architecture
 from halfbyte.converters.architectures.architecture import Architecture
 from halfbyte.converters.architectures.rope_scaling import rope_tensors
 from halfbyte.converters.format import GgufChoices
+from halfbyte.converters.gguf.expert_keys import experts_label
 from halfbyte.converters.gguf.ggml_types import (
     BY_NAME,
     FILE_TYPES,
@@ -230,7 +231,7 @@ def _converted_metadata(
     if pooling is not None:
         config["pooling_type"] = pooling
     parameters = sum(tensor.size for tensor in tensors)
-    found = general_keys(model, name, "model", parameters)
+    found = general_keys(model, name, "model", parameters, experts_label(tensors))
     if file_type is None:
         file_type = guess_file_type(tensors)
     found |= architecture_keys(config, name, file_type)

@@ -12,6 +12,7 @@ import numpy as np
 from halfbyte.converters.architectures import ARCHITECTURES, get_architecture
 from halfbyte.converters.architectures.architecture import Architecture
 from halfbyte.converters.architectures.rope_scaling import rope_tensors
+from halfbyte.converters.gguf.expert_keys import model_type_of
 from halfbyte.converters.gguf.hyperparameters import Hyperparameters
 from halfbyte.converters.gguf.metadata import (
     architecture_keys,
@@ -83,11 +84,16 @@ def _with_architecture(model: Model) -> Model:
     if is_adapter(model.metadata["gguf"]):
         reason = "an adapter, not a model: merge it into its base model with --lora"
         return replace(model, warnings=(*model.warnings, reason))
-    if name not in ARCHITECTURES or get_architecture(name).gguf_name != name:
+    try:
+        keys = Hyperparameters(model.provenance.source, name, model.metadata["gguf"])
+        model_type = model_type_of(name, keys)
+    except UnsupportedError:
+        model_type = name
+    if model_type not in ARCHITECTURES or get_architecture(model_type).gguf_name != name:
         reason = f"architecture {name!r} is unknown here: the file can be listed and copied to GGUF"
         return replace(model, warnings=(*model.warnings, reason))
     try:
-        return _with_config(model, get_architecture(name))
+        return _with_config(model, get_architecture(model_type))
     except UnsupportedError as error:
         reason = f"{error}; the file can be listed and copied to GGUF"
         return replace(model, warnings=(*model.warnings, reason))

@@ -14,6 +14,7 @@ from halfbyte.converters.architectures.architecture import Architecture
 from halfbyte.converters.architectures.config import WHERE
 from halfbyte.converters.format import ReadOptions
 from halfbyte.converters.hugging_face.checkpoint import read_weights
+from halfbyte.converters.hugging_face.experts import with_stacked_experts
 from halfbyte.converters.hugging_face.safetensors import parse_json
 from halfbyte.converters.weight_map import Identified, identify, to_canonical
 from halfbyte.errors import FormatError, UnsupportedError
@@ -151,6 +152,7 @@ def _identified(
     if architecture is None:
         return weights, config, []
     try:
+        weights = with_stacked_experts(weights, architecture, config)
         found = identify(weights, architecture, config)
     except FormatError as error:
         raise FormatError(path, error.rule) from error

@@ -20,6 +20,7 @@ from halfbyte.converters.hugging_face.directory import (
     dense_dtype,
     with_source_files,
 )
+from halfbyte.converters.hugging_face.experts import split_experts, stacks
 from halfbyte.converters.hugging_face.safetensors import METADATA_KEY, parse_json
 from halfbyte.converters.hugging_face.safetensors_writer import ArraySpec, Job, write_safetensors
 from halfbyte.converters.weight_map import from_canonical, in_rotary_order, names_by_key
@@ -44,6 +45,8 @@ class _Output:
 
     name: str
     tensor: Tensor
+    source: str
+    is_piece: bool = False
 
     @property
     def spec(self) -> ArraySpec:
@@ -88,7 +91,10 @@ def write_folder(model: Model, path: Path, options: WriteOptions) -> list[Writte
                 target.write_bytes(content)
             _write_shards(folder, outputs, options)
     return [
-        WrittenTensor(o.tensor.name, o.name, str(o.tensor.encoding), o.tensor.nbytes)
+        WrittenTensor(
+            *(o.source, o.name, str(o.tensor.encoding), o.tensor.nbytes),
+            shape=o.tensor.shape if o.is_piece else None,
+        )
         for o in outputs
     ]
 
@@ -102,6 +108,7 @@ def _architecture(model: Model) -> Architecture | None:
 
 def _outputs(model: Model, architecture: Architecture | None) -> list[_Output]:
     names = {} if architecture is None else names_by_key(architecture, model.config)
+    stacked = {} if architecture is None else stacks(architecture, model.config)
     outputs: list[_Output] = []
     taken: dict[str, str] = {METADATA_KEY: "the header's own key"}
     for tensor in model.weights.values():
@@ -112,16 +119,21 @@ def _outputs(model: Model, architecture: Architecture | None) -> list[_Output]:
                 f"encoding {tensor.encoding} of {tensor.name!r}", "--to hf",
                 ["float32", "float16", "bfloat16"], "give --type float32, or write gguf or hb",
             )  # fmt: skip
-        name = _name(tensor, architecture, names, model)
-        if name in taken:
-            raise UnsupportedError(
-                f"name {name!r} for both {taken[name]!r} and {tensor.name!r}", "--to hf"
-            )
-        taken[name] = tensor.name
+        source = tensor.name
         if architecture is not None:
             tensor = in_rotary_order(tensor, architecture, model.config, False)
             tensor = from_canonical(tensor, architecture)
-        outputs.append(_Output(name, tensor))
+        pieces = [tensor.renamed(_name(tensor, architecture, names, model))]
+        if tensor.key in stacked:
+            pieces = split_experts(tensor, stacked[tensor.key])
+        for piece in pieces:
+            name = piece.name
+            if name in taken:
+                raise UnsupportedError(
+                    f"name {name!r} for both {taken[name]!r} and {source!r}", "--to hf"
+                )
+            taken[name] = source
+            outputs.append(_Output(name, piece, source, len(pieces) > 1))
     return outputs
 
 

@@ -40,6 +40,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("Add", "Sub", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor", "Where"),
         *("Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual"),
     ),
+    "experts": ("halfbyte.ExpertLinear",),
     "features": tuple(
         f"ai.onnx.ml.{op}" for op in ("ArrayFeatureExtractor", "Binarizer", "LabelEncoder")
     ),

@@ -85,7 +85,8 @@ class OpSpec:
     Input names end in `?` when optional, in `*` when repeated (last only). versions: the
     since_versions whose form and meaning this is; an operator that changed has several specs.
     upgrade: rewrites a node of this form as the next one, in place in its graph, and returns
-    whether it could; None for the newest form. encoded: inputs that may come as an encoded Tensor.
+    whether it could; None for the newest form. encoded: inputs that may come as an encoded Tensor,
+    of rank encoded_rank.
     view: the first output is the first input in another shape.
     """
 
@@ -98,6 +99,7 @@ class OpSpec:
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     domain: str = ""
     encoded: frozenset[int] = frozenset()
+    encoded_rank: int = 2
     view: bool = False
     cases: Callable[[], list[Case]] = list
     upgrade: Callable[[Graph, Node], bool] | None = None

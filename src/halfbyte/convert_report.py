@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,8 @@ def verdicts(plan: Plan, written: list[WrittenTensor]) -> list[TensorVerdict]:
     found = []
     for tensor in written:
         decision = decided.get(tensor.source_name)
+        shape = decision.tensor.shape if decision else ()
+        shape = shape if tensor.shape is None else tensor.shape
         found.append(
             TensorVerdict(
                 tensor.name,
@@ -95,9 +98,9 @@ def verdicts(plan: Plan, written: list[WrittenTensor]) -> list[TensorVerdict]:
                 tensor.encoding,
                 _verdict(decision, tensor),
                 tensor.nbytes,
-                decision.tensor.size if decision else 0,
+                math.prod(shape) if decision else 0,
                 decision.reason if decision else "",
-                decision.tensor.shape if decision else (),
+                shape,
             )
         )
     return found

@@ -80,7 +80,7 @@ def tiny_model(model_type: str, seed: int = 0, **settings: Any) -> Model:
 
 def write_model(model: Model, path: Path, type_name: str = "") -> Path:
     """Write a model in the format that the path's ending names; return the path."""
-    names = {".gguf": "gguf", ".hb": "hb"}
+    names = {".gguf": "gguf", ".hb": "hb", ".onnx": "onnx"}
     target = get_format(names.get(path.suffix, "hf"))
     plan = make_plan(model, target.profile(), type_name, requantize=bool(type_name))
     target.write(apply_plan(model, plan), path, WriteOptions())

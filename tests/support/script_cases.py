@@ -237,6 +237,31 @@ def _relatives() -> list[FolderCase]:
     ]  # fmt: skip
 
 
+def _mixtures() -> list[FolderCase]:
+    mixtral = decoder("mixtral", vocab_size=SPM_SIZE, num_local_experts=4, num_experts_per_tok=2)
+    qwen3 = decoder(
+        "qwen3_moe",
+        head_dim=32,
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=32,
+        norm_topk_prob=True,
+    )
+    return [
+        FolderCase("mixtral-plain", mixtral, spm(), dtype="bfloat16"),
+        FolderCase(
+            "mixtral-head-dim",
+            {**mixtral, "head_dim": 32, "num_local_experts": 8, "rope_theta": 1e6}, spm(),
+        ),
+        FolderCase("Mixtral-8x7B-Instruct-v0.1", {**mixtral, "num_local_experts": 8}, spm()),
+        FolderCase("qwen3moe-plain", qwen3, bpe("qwen2"), pre="qwen2"),
+        FolderCase(
+            "qwen3moe-tied", {**qwen3, "tie_word_embeddings": True, "decoder_sparse_step": 1},
+            bpe("qwen2"), dtype="float16", pre="qwen2",
+        ),
+    ]  # fmt: skip
+
+
 def _others() -> list[FolderCase]:
     head = {"cls.predictions.bias": (128,), "cls.predictions.transform.dense.weight": (64, 64)}
     plain = {k: v for k, v in CHAT.items() if not k.startswith(("pad", "unk"))}
@@ -259,7 +284,9 @@ def _others() -> list[FolderCase]:
     ]  # fmt: skip
 
 
-CASES: dict[str, FolderCase] = {case.name: case for case in (*_llama(), *_relatives(), *_others())}
+CASES: dict[str, FolderCase] = {
+    case.name: case for case in (*_llama(), *_relatives(), *_mixtures(), *_others())
+}
 """By name."""
 OUTTYPES: dict[str, str] = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 """Names of llama.cpp's script and ours."""

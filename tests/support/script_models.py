@@ -231,7 +231,12 @@ def write_folder_case(case: FolderCase, parent: Path) -> Path:
         values = exact_values(shape, number, 0.25)
         if spec.key.role.is_norm and spec.key.kind == "weight":
             values += np.float32(1)
-        arrays[case.prefix + spec.name] = values.astype(DTYPES[case.dtype])
+        typed = values.astype(DTYPES[case.dtype])
+        if spec.expert_name:
+            pieces = {spec.expert_name.format(i): piece for i, piece in enumerate(typed)}
+        else:
+            pieces = {spec.name: typed}
+        arrays |= {case.prefix + name: piece for name, piece in pieces.items()}
     for number, (name, shape) in enumerate(case.extra.items(), 1000):
         arrays[name] = exact_values(shape, number, 0.25).astype(DTYPES[case.dtype])
     save_file(arrays, folder / "model.safetensors", {"format": "pt"})

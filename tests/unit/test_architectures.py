@@ -26,7 +26,7 @@ def test_unknown_architecture_lists_the_known() -> None:
         get_architecture("rwkv")
     assert str(caught.value) == (
         "model_type: architecture 'rwkv' is not supported; supported: bert, gpt2, llama, mistral, "
-        "qwen2 and 2 more"
+        "mixtral and 4 more"
     )
 
 
@@ -39,6 +39,12 @@ def test_defaults_are_those_of_transformers() -> None:
     qwen3 = get_architecture("qwen3").canonical_config({"num_hidden_layers": 2})
     assert (qwen3["head_dim"], qwen3["sliding_window"]) == (128, None)
     assert qwen3["layer_types"] == ["full_attention"] * 2
+    mixtral = get_architecture("mixtral").canonical_config({})
+    assert (mixtral["num_experts"], mixtral["num_experts_per_tok"]) == (8, 2)
+    assert (mixtral["rope_theta"], mixtral["rms_norm_eps"]) == (1e6, 1e-5)
+    sparse = get_architecture("qwen3_moe").canonical_config({"hidden_size": 2048})
+    assert (sparse["num_experts"], sparse["num_experts_per_tok"]) == (128, 8)
+    assert (sparse["head_dim"], sparse["norm_topk_prob"]) == (64, False)
     gpt2 = get_architecture("gpt2").canonical_config({})
     assert (gpt2["intermediate_size"], gpt2["tie_word_embeddings"]) == (3072, True)
     assert get_architecture("bert").canonical_config({})["layer_norm_eps"] == 1e-12

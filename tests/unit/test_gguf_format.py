@@ -254,11 +254,12 @@ def test_mixture_of_experts_can_be_listed(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     write(wide("llama", {}), path)
     model = read(path)
-    pairs = {**model.metadata["gguf"], "llama.expert_count": typed(4)}
+    keys = {"llama.expert_count": typed(4), "llama.expert_group_count": typed(2)}
+    pairs = {**model.metadata["gguf"], **keys}
     write(replace(model, metadata={"gguf": pairs}), tmp_path / "moe.gguf")
     found = read(tmp_path / "moe.gguf")
     assert found.build is None
-    assert "a mixture of experts is not supported" in found.warnings[0]
+    assert "experts in groups is not supported" in found.warnings[0]
     write(found, tmp_path / "copy.gguf")
     assert (tmp_path / "copy.gguf").read_bytes() == (tmp_path / "moe.gguf").read_bytes()
 

@@ -303,7 +303,10 @@ def test_broken_keys(changes: dict[str, Any], rule: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"expert_count": 8}, "a mixture of experts"),
+        ({"expert_count": 8, "expert_gating_func": 2}, "another function than softmax"),
+        ({"expert_count": 8, "expert_group_count": 2}, "experts in groups"),
+        ({"expert_count": 8, "expert_weights_scale": 2.5}, "scaled shares"),
+        ({"expert_count": 8, "expert_shared_count": 1}, "an expert that all tokens meet"),
         ({"attention__causal": False}, "attention without a causal mask"),
         ({"attention__head_count_kv": np.array([2, 4], np.int32)}, "differs between layers"),
         ({"rope__scaling__type": "magic"}, "rope scaling 'magic'"),

@@ -21,6 +21,8 @@ from halfbyte.ir.roles import Role, WeightKey
         (WeightKey(Role.ATTENTION_OUTPUT_NORM, 3), "blk.3.attn_output_norm.weight"),
         (WeightKey(Role.LAYER_OUTPUT_NORM, 511, "bias"), "blk.511.layer_output_norm.bias"),
         (WeightKey(Role.FEED_FORWARD_DOWN, 42), "blk.42.ffn_down.weight"),
+        (WeightKey(Role.ROUTER, 1), "blk.1.ffn_gate_inp.weight"),
+        (WeightKey(Role.EXPERTS_DOWN, 1), "blk.1.ffn_down_exps.weight"),
     ],
 )
 def test_names(key: WeightKey, name: str) -> None:
@@ -57,7 +59,7 @@ def test_every_weight_of_an_architecture_has_a_name(model_type: str) -> None:
         "blk.1.attn_q.scale",
         "blk.1.output.weight",
         "attn_q.weight",
-        "blk.1.ffn_down_exps.weight",
+        "blk.1.ffn_down_exp.weight",
         "token_embd.weight\n",
         "../token_embd.weight",
         "blk.١.attn_q.weight",

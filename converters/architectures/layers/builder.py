@@ -16,10 +16,11 @@ FLOAT32 = "float32"
 
 # since_version of every ai.onnx operator used, in the canonical opset
 VERSIONS = {
-    "Add": 14, "Cast": 24, "Cos": 22, "Gather": 13, "Gelu": 20, "Greater": 13,
+    "Add": 14, "Cast": 24, "Cos": 22, "Div": 14, "Gather": 13, "Gelu": 20, "Greater": 13,
     "LayerNormalization": 17, "Max": 13, "Mul": 14, "Pow": 15, "RMSNormalization": 23, "Range": 11,
-    "ReduceMax": 20, "Relu": 14, "Reshape": 24, "RotaryEmbedding": 23, "Shape": 24, "Sin": 22,
-    "Split": 18, "Squeeze": 24, "Sub": 14, "Swish": 24, "Tanh": 13, "Unsqueeze": 24, "Where": 16,
+    "ReduceMax": 20, "ReduceSum": 13, "Relu": 14, "Reshape": 24, "RotaryEmbedding": 23,
+    "Shape": 24, "Sigmoid": 13, "Sin": 22, "Softmax": 13, "Split": 18, "Squeeze": 24, "Sub": 14,
+    "Swish": 24, "Tanh": 13, "TopK": 24, "Unsqueeze": 24, "Where": 16,
 }  # fmt: skip
 
 

@@ -9,11 +9,13 @@ from halfbyte.converters.onnx.language.attention import IDS, MASK, attention_mas
 from halfbyte.converters.onnx.language.builder import OPSET, Holding, OnnxBuilder
 from halfbyte.converters.onnx.language.lowering import POSITIONS, Lowering, dims
 from halfbyte.converters.onnx.profile import ORT, STANDARD, STATIC
-from halfbyte.ir.graph import Graph
+from halfbyte.errors import UnsupportedError
+from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph
 from halfbyte.ir.model import Model
 from halfbyte.ir.passes import dead_code
 
 DEFAULT_POSITIONS = 2048
+EXPERTS = "ExpertLinear"
 FIRST_INPUTS = (
     *(IDS, MASK, POSITIONS, "token_type_ids"),
     *(static_cache.WRITE_INDICES, static_cache.LENGTHS),
@@ -26,6 +28,15 @@ class Export:
 
     graph: Graph
     holdings: dict[str, Holding]
+
+
+def _require_dense(graph: Graph) -> None:
+    """Raise UnsupportedError for a graph with experts, naming the first of their weights."""
+    found = next((n for n in graph.nodes if (n.domain, n.op) == (HALFBYTE_DOMAIN, EXPERTS)), None)
+    if found is not None and found.inputs[1] is not None:
+        advice = "no standard operator multiplies rows by matrices of their own: write gguf, hb, hf"
+        what = f"the mixture of experts over {found.inputs[1].name!r}"
+        raise UnsupportedError(what, "ONNX", (), advice)
 
 
 def export_graph(model: Model, flavour: str = STANDARD, opset: int | None = None) -> Export:
@@ -43,6 +54,7 @@ def export_graph(model: Model, flavour: str = STANDARD, opset: int | None = None
         UnsupportedError: an operator or encoding has no form in ONNX.
     """
     source = model.graph
+    _require_dense(source)
     static = flavour == STATIC and bool(source.states)
     lowest = static_cache.OPSET if static else OPSET
     builder = OnnxBuilder(source.name, max(lowest, opset or 0))

@@ -1,0 +1,201 @@
+"""Experts of a mixture: one weight [experts, out, in] here, a matrix each in checkpoints.
+
+transformers also knows gate and up of all experts in one tensor; that is read, not written.
+Nothing is loaded: stacks and slices are views of the stored parts.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.converters.architectures.architecture import Architecture, WeightSpec
+from halfbyte.converters.architectures.config import WHERE
+from halfbyte.errors import FormatError
+from halfbyte.ir.encodings.encoding import Array
+from halfbyte.ir.roles import Role, WeightKey
+from halfbyte.ir.tensor import Part, RowOrderPart, Tensor
+
+_FUSED = re.compile(
+    r"(?:model\.)?layers\.(\d{1,4})\.(?:mlp|block_sparse_moe)\.experts\."
+    r"(gate_up_proj|down_proj)(?:\.weight)?",
+    re.ASCII,
+)
+_ROUTER = re.compile(r"(.*layers\.\d{1,4}\.)(?:mlp|block_sparse_moe)(\.gate\.weight)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class StackedPart:
+    """The rows of several parts, one part after the other."""
+
+    sources: tuple[Part, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return the element type."""
+        return self.sources[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape."""
+        return (sum(part.shape[0] for part in self.sources), *self.sources[0].shape[1:])
+
+    def read(self, start: int = 0, stop: int | None = None) -> Array:
+        """Return rows [start, stop) of the whole."""
+        ends = list(accumulate(part.shape[0] for part in self.sources))
+        stop = ends[-1] if stop is None else min(stop, ends[-1])
+        if start >= stop:
+            return self.sources[0].read(0, 0)
+        pieces = []
+        for index in range(bisect.bisect_right(ends, start), len(ends)):
+            first = ends[index] - self.sources[index].shape[0]
+            if first >= stop:
+                break
+            pieces.append(self.sources[index].read(max(0, start - first), stop - first))
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+@dataclass(frozen=True)
+class SlicePart:
+    """Rows [start, stop) of another part."""
+
+    source: Part
+    start: int
+    stop: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return the element type."""
+        return self.source.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape."""
+        return (self.stop - self.start, *self.source.shape[1:])
+
+    def read(self, start: int = 0, stop: int | None = None) -> Array:
+        """Return rows [start, stop) of the slice."""
+        end = self.stop if stop is None else min(self.start + stop, self.stop)
+        return self.source.read(min(self.start + start, end), end)
+
+
+def stacks(architecture: Architecture, config: Mapping[str, Any]) -> dict[WeightKey, WeightSpec]:
+    """Return the weights that checkpoints hold in pieces."""
+    return {s.key: s for s in architecture.weight_specs(config) if s.expert_name}
+
+
+def with_stacked_experts(
+    weights: Mapping[str, Tensor], architecture: Architecture, config: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors with the experts of each layer as one, under our name.
+
+    Raises:
+        FormatError: an expert is missing, or experts of one layer differ in shape or type.
+    """
+    specs = stacks(architecture, config)
+    if not specs:
+        return dict(weights)
+    places = {
+        spec.expert_name.format(number): (spec.key, number)
+        for spec in specs.values()
+        for number in range(spec.shape[0])
+    }
+    found: dict[WeightKey, dict[int, Tensor]] = {}
+    kept: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        spelled = next((s for s in architecture.primary_names(name) if s in places), None)
+        if spelled is not None:
+            key, number = places[spelled]
+            if number in found.setdefault(key, {}):
+                other = found[key][number].name
+                rule = f"{other!r} and {name!r} both name {spelled}; keep one of the two"
+                raise FormatError(WHERE, rule)
+            found[key][number] = tensor
+            continue
+        for part in _unfused(tensor, specs):
+            kept[_router_name(part.name, specs)] = part
+    kept = {name: tensor.renamed(name) for name, tensor in kept.items()}
+    return kept | {specs[key].name: _stacked(specs[key], held) for key, held in found.items()}
+
+
+def _router_name(name: str, specs: Mapping[WeightKey, WeightSpec]) -> str:
+    """Return a router's name with the block's name of the checkpoints."""
+    match = _ROUTER.fullmatch(name)
+    block = next(iter(specs.values())).name.split(".")[3]
+    return name if match is None else f"{match[1]}{block}{match[2]}"
+
+
+def _stacked(spec: WeightSpec, held: Mapping[int, Tensor]) -> Tensor:
+    missing = [number for number in range(spec.shape[0]) if number not in held]
+    if missing:
+        name = spec.expert_name.format(missing[0])
+        rule = f"weight {name!r} is missing; the file is incomplete or its config another model's"
+        raise FormatError(WHERE, rule)
+    first = held[0]
+    for number in range(spec.shape[0]):
+        other = held[number]
+        if (other.shape, other.encoding) != (first.shape, first.encoding) or len(other.shape) != 2:
+            what = f"{other.encoding} {list(other.shape)}"
+            rule = f"weight {other.name!r} is {what}, {first.encoding} {list(spec.shape[1:])}"
+            raise FormatError(WHERE, f"{rule} was required as for the other experts")
+    parts: dict[str, Part] = {
+        name: StackedPart(tuple(held[number].parts[name] for number in range(spec.shape[0])))
+        for name in first.parts
+    }
+    return replace(first, name=spec.name, shape=(spec.shape[0], *first.shape), parts=parts)
+
+
+def _unfused(tensor: Tensor, specs: Mapping[WeightKey, WeightSpec]) -> list[Tensor]:
+    """Return gate and up of a tensor that holds both [experts, gate + up rows, in]."""
+    match = _FUSED.fullmatch(tensor.name)
+    if match is None or len(tensor.shape) != 3:
+        return [tensor]
+    layer, kind = int(match[1]), match[2]
+    roles = [Role.EXPERTS_DOWN]
+    if kind == "gate_up_proj":
+        roles = [Role.EXPERTS_GATE, Role.EXPERTS_UP]
+    keys = [WeightKey(role, layer) for role in roles]
+    if any(key not in specs for key in keys) or tensor.shape[1] % len(keys):
+        return [tensor]
+    experts, rows, columns = tensor.shape
+    size = rows // len(keys)
+    orders = np.arange(experts * rows, dtype=np.int64).reshape(experts, len(keys), size)
+    return [
+        replace(
+            _taken(tensor, orders[:, i].reshape(-1)),
+            name=specs[key].name,
+            shape=(experts, size, columns),
+        )
+        for i, key in enumerate(keys)
+    ]
+
+
+def _taken(tensor: Tensor, order: NDArray[np.int64]) -> Tensor:
+    if len(order) == tensor.rows:
+        return tensor
+    parts: dict[str, Part] = {n: RowOrderPart(p, order) for n, p in tensor.parts.items()}
+    return replace(tensor, parts=parts)
+
+
+def split_experts(tensor: Tensor, spec: WeightSpec) -> list[Tensor]:
+    """Return the matrices of a stacked weight under their names in checkpoints."""
+    experts, rows = tensor.shape[0], tensor.shape[1]
+    return [
+        replace(
+            tensor,
+            name=spec.expert_name.format(number),
+            shape=tensor.shape[1:],
+            parts={
+                name: SlicePart(part, number * rows, (number + 1) * rows)
+                for name, part in tensor.parts.items()
+            },
+        )
+        for number in range(experts)
+    ]

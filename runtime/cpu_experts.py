@@ -1,0 +1,94 @@
+"""Mixtures of experts on the CPU: each expert's rows of a stacked weight meet the rows sent there.
+
+A row of a product depends neither on the rows beside it nor on the number of threads, so results
+do not change with the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfbyte.ir.ops.experts import choices
+from halfbyte.kernels import cpu as kernels
+from halfbyte.runtime.backend import BoundNode, Step
+from halfbyte.runtime.cpu_slots import floats
+
+
+@dataclass(eq=False)
+class Experts:
+    """The matrices of a stacked weight as weights of their own, each made on first use."""
+
+    stack: kernels.LinearWeight
+    count: int
+    _held: dict[int, kernels.LinearWeight] = field(default_factory=dict)
+
+    def __getitem__(self, expert: int) -> kernels.LinearWeight:
+        found = self._held.get(expert)
+        if found is None:
+            rows = self.stack.rows // self.count
+            found = self._held[expert] = self.stack.between(expert * rows, (expert + 1) * rows)
+        return found
+
+
+def groups(numbers: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield each expert that occurs and the places where it does, in order."""
+    order = np.argsort(numbers, kind="stable")
+    ends = np.flatnonzero(np.diff(numbers[order], append=-1)) + 1
+    start = 0
+    for end in ends.tolist():
+        yield int(numbers[order[start]]), order[start:end]
+        start = end
+
+
+@dataclass(eq=False)
+class ExpertProduct:
+    """One bound ExpertLinear."""
+
+    experts: Experts
+    x: NDArray[np.float32]
+    chosen: NDArray[np.int64]
+    out: NDArray[np.float32]
+    compute: Any
+
+    def __call__(self) -> None:
+        """Multiply every row by its experts' matrices."""
+        flat, rows = choices(self.x, self.chosen, self.experts.count)
+        numbers = self.chosen.reshape(-1)
+        out = self.out.reshape(-1, self.out.shape[-1])
+        if len(flat) == 1:
+            weights = [self.experts[expert] for expert in numbers.tolist()]
+            kernels.linear(flat, weights, None, self.compute, list(out))
+            return
+        for expert, places in groups(numbers):
+            weight = self.experts[expert]
+            if len(places) == 1:
+                row, place = int(rows[places[0]]), int(places[0])
+                kernels.linear(flat[row], weight, None, self.compute, out[place])
+            else:
+                out[places] = kernels.linear(flat[rows[places]], weight, None, self.compute)
+
+
+def bind_experts(backend: Any, bound: BoundNode) -> Step | None:
+    """ExpertLinear over a stored weight."""
+    x, weight, chosen = bound.inputs
+    if x is None or weight is None or chosen is None or not floats(x, bound.outputs[0]):
+        return None
+    stack = backend.weight_of(bound, 1)
+    if stack is None or weight.tensor is None or chosen.dtype != "int64" or chosen.array is None:
+        return None
+    experts = backend.packed.get(
+        weight.tensor, "experts", lambda: Experts(stack, weight.tensor.shape[0])
+    )
+    return ExpertProduct(
+        experts, x.value(), chosen.value(), bound.outputs[0].value(), backend.compute
+    )
+
+
+BINDERS: dict[str, Callable[[Any, BoundNode], Step | None]] = {
+    "halfbyte.ExpertLinear": bind_experts,
+}
