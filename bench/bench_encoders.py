@@ -27,6 +27,8 @@ from halfbyte.kernels.layouts import LAYOUTS
 
 COLUMNS = 4096
 KINDS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+KINDS += ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M"]
+NEED_IMPORTANCE = {"IQ2_XXS", "IQ2_XS", "IQ1_S"}
 
 
 def ggml_library() -> ctypes.CDLL:
@@ -113,16 +115,18 @@ def main() -> None:
     cpu.set_threads(1)
     library = ggml_library()
     print(f"{cpu.isa()}, 1 thread, million weights/s, equal bytes")
-    print(f"{'type':6} {'importance':10} {'ours':>8} {'llama.cpp':>10} {'ratio':>7}")
+    print(f"{'type':7} {'importance':10} {'ours':>8} {'llama.cpp':>10} {'ratio':>7}")
     results = []
     for kind in options.kinds:
         for weighted in (False, True):
             if weighted and kind == "Q8_0":
                 continue  # takes no notice of importance
+            if not weighted and kind in NEED_IMPORTANCE:
+                continue
             found = measure(library, kind, weighted, options.seconds)
             results.append(found)
             print(
-                f"{kind:6} {'yes' if weighted else 'no':10} {found['ours_per_s'] / 1e6:8.1f} "
+                f"{kind:7} {'yes' if weighted else 'no':10} {found['ours_per_s'] / 1e6:8.1f} "
                 f"{found['llama_cpp_per_s'] / 1e6:10.1f} {found['ratio']:7.1f}",
                 flush=True,
             )
