@@ -31,6 +31,7 @@ Result = TypeVar("Result")
 SINGLE_FILES = (".hb", ".gguf")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}\.(safetensors|bin)")
+_TEMPLATE = re.compile(r"additional_chat_templates/[^/]+\.jinja")
 _HTTP_UNAUTHORIZED = 401
 
 
@@ -264,7 +265,8 @@ def wanted_files(names: Iterable[str]) -> list[str]:
     else:
         single = [name for name in sorted(present) if name.endswith(SINGLE_FILES)]
         return single if len(single) == 1 else []
-    return [name for name in TEXT_FILES if name in present] + weights
+    templates = [name for name in sorted(present) if _TEMPLATE.fullmatch(name)]
+    return [name for name in TEXT_FILES if name in present] + templates + weights
 
 
 def _refuse_content(found: HubId, names: list[str]) -> NoReturn:

@@ -108,6 +108,16 @@ def test_hub_id_as_text() -> None:
             ],
         ),
         (["weights.safetensors", "vocab.txt"], ["vocab.txt", "weights.safetensors"]),
+        (
+            [
+                "additional_chat_templates/x.jinja",
+                "additional_chat_templates/a/b.jinja",
+                "model.safetensors",
+                "README.md",
+                "images/a.png",
+            ],
+            ["README.md", "additional_chat_templates/x.jinja", "model.safetensors"],
+        ),
         (["pytorch_model.bin", "flax_model.msgpack"], ["pytorch_model.bin"]),
         (
             [
@@ -136,7 +146,8 @@ def test_local_path_wins(hub: HubServer, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_downloads_only_what_is_needed(hub: HubServer, model: Repository) -> None:
     folder = resolve("org/model")
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    wanted = ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == wanted
     found = detect(folder).read(folder, ReadOptions())
     assert np.array_equal(found.weights["w"].numpy(), WEIGHTS)
     assert (found.provenance.source, found.provenance.revision) == ("org/model", COMMIT)
@@ -146,7 +157,7 @@ def test_downloads_only_what_is_needed(hub: HubServer, model: Repository) -> Non
 def test_second_time_comes_from_the_cache(hub: HubServer, model: Repository) -> None:
     first = resolve("org/model")
     before = hub.count("GET", "/resolve/")
-    assert before == 2
+    assert before == 3
     assert resolve("org/model") == first
     assert hub.count("GET", "/resolve/") == before
 
