@@ -56,6 +56,13 @@ def least_error(
     chosen: NDArray[Any],
     error: NDArray[Any],
 ) -> None: ...
+def reencode(
+    weight: Weight,
+    kind: int,
+    importance: NDArray[Any] | None,
+    out: NDArray[Any],
+    compat: bool = ...,
+) -> bool: ...
 def rms_norm(
     x: NDArray[Any], weight: NDArray[Any], epsilon: float, out: NDArray[Any], /
 ) -> None: ...

@@ -128,7 +128,8 @@ def fma_peak(rounds: int = 1 << 20) -> float:
     return operations / (time.perf_counter() - start)
 
 
-def _kind_id(kind: str) -> int:
+def kind_id(kind: str) -> int:
+    """Return the number of a kind in the extension; a codebook goes there before its first use."""
     try:
         found = _KIND_IDS[kind]
     except KeyError:
@@ -183,7 +184,7 @@ class LinearWeight:
         g_idx: NDArray[np.int32] | None = None,
     ) -> None:
         """Check the parts against each other and take references to them."""
-        kind_id = _kind_id(kind)
+        number = kind_id(kind)
         if kind == "affine" and scales is None:
             raise ValueError("an affine weight needs scales [rows, groups]")
         floats = ("float32", "float16", "bfloat16")
@@ -194,7 +195,7 @@ class LinearWeight:
         self.columns = columns
         self._given = (data, bits, group_size, scales, zero_points, g_idx)
         self.native = _native().Weight(
-            kind_id,
+            number,
             _bytes(data),
             rows,
             columns,
@@ -264,7 +265,7 @@ def encode(
     row_bytes = -(-rows.shape[1] // layout.values) * layout.bytes
     out = np.empty((rows.shape[0], row_bytes), np.uint8)
     whole = np.require(rows, requirements="A")  # mapped files are often not aligned
-    _native().encode(_kind_id(kind), whole, importance, out, compat)
+    _native().encode(kind_id(kind), whole, importance, out, compat)
     return out
 
 

@@ -36,7 +36,7 @@ from halfbyte.ir.encodings.ggml_blocks import (
     put_nibble_pairs,
 )
 from halfbyte.ir.encodings.ggml_search import Codes, Float
-from halfbyte.ir.encodings.grid import UNNAMED, stored
+from halfbyte.ir.encodings.grid import UNNAMED, require_finite, stored
 from halfbyte.kernels.codebooks import E2M1_VALUES
 from halfbyte.kernels.layouts import LAYOUTS
 
@@ -50,7 +50,7 @@ _NAN_E8M0 = 255
 # count as it, by the exponent of |k| (and one exponent lower where k is a positive power of two).
 _ROUNDED_UP = np.array([0, 1, 2, 5, 11, 22, 44], np.int32)
 UE4M3_MAX = 448.0
-_LARGEST_BYTE = 0x7E
+_LARGEST_BYTE, _NAN_BYTE = 0x7E, 0x7F
 _SATURATED = np.float32(UE4M3_MAX + 16)  # half a step further
 
 
@@ -189,21 +189,18 @@ class NVFP4(_Fp4):
         data = self._by_kernel(rows, importance, compat)
         if data is None:
             return self.encode_reference(rows, importance, compat)
-        if not compat:
-            self._require_range(data, rows)
         return {"data": data}
 
     def encode_reference(
         self, rows: Float, importance: Float | None = None, compat: bool = False
     ) -> dict[str, Array]:
         """Return the same bytes as `encode`, by numpy alone."""
-        parts = super().encode_reference(rows, importance)
-        if not compat:
-            self._require_range(parts["data"], rows)
-        elif rows.size:
-            x = np.ascontiguousarray(rows, np.float32).reshape(-1, self.block)
-            parts["data"] = self._compatible(x).reshape(parts["data"].shape)
-        return parts
+        if not compat or not rows.size:
+            return super().encode_reference(rows, importance)
+        shape = self.part_specs(*rows.shape)["data"].shape
+        require_finite(rows)
+        x = np.ascontiguousarray(rows, np.float32).reshape(-1, self.block)
+        return {"data": self._compatible(x).reshape(shape)}
 
     def _compatible(self, x: Float) -> Array:
         """Return upstream's blocks for x [blocks, 64], by its own search over all 16 codes."""
@@ -232,20 +229,26 @@ class NVFP4(_Fp4):
     def _search(self, x: Float, importance: Float | None) -> tuple[Codes, Float, Fields]:
         groups = x.reshape(-1, self.GROUP)
         largest = np.abs(groups).max(axis=1)
-        byte = ue4m3_bytes(largest / np.float32(6), compat=False)
+        wanted = largest / np.float32(6)
+        if (wanted > _SATURATED).any():
+            raise _out_of_range()
+        byte = ue4m3_bytes(wanted, compat=False)
         scale = _UE4M3[np.where((byte == 0) & (largest > np.float32(2**-11)), 1, byte)]
         return nearest_e2m1(groups, scale).reshape(x.shape), scale.reshape(len(x), -1), {}
 
     def require_finite_scales(self, data: Array) -> None:
-        """Accept every scale: none is NaN or infinite."""
+        """Check that every scale is in range; encoders mark others by the byte of NaN.
 
-    def _require_range(self, data: Array, rows: Float) -> None:
-        if not (data.reshape(-1, self.block_bytes)[:, :4] == _LARGEST_BYTE).any():
-            return
-        largest = np.abs(rows).max()
-        if largest / np.float32(6) > _SATURATED:
-            raise QuantizationError(
-                UNNAMED,
-                f"a weight of magnitude {largest:g} is beyond the {6 * UE4M3_MAX:g} that NVFP4 "
-                "reaches without a scale for the tensor; choose MXFP4, float16 or bfloat16",
-            )
+        Raises:
+            QuantizationError: one is not.
+        """
+        if (data.reshape(-1, self.block_bytes)[:, :4] & _NAN_BYTE == _NAN_BYTE).any():
+            raise _out_of_range()
+
+
+def _out_of_range() -> QuantizationError:
+    return QuantizationError(
+        UNNAMED,
+        f"a weight is beyond the {6 * UE4M3_MAX:g} that NVFP4 reaches without a scale for the "
+        "tensor; choose MXFP4, float16 or bfloat16",
+    )

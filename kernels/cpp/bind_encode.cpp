@@ -1,8 +1,11 @@
+#include <algorithm>
 #include <string>
 
 #include "arrays.hpp"
 #include "codebooks.hpp"
+#include "dispatch.hpp"
 #include "encoders.hpp"
+#include "half.hpp"
 #include "parallel_rows.hpp"
 
 namespace halfbyte {
@@ -46,33 +49,51 @@ bool has_encoder(Kind kind) {
 namespace {
 
 constexpr int64_t kTaskValues = 1 << 16;
+constexpr int64_t kPieceValues = 1 << 14;  // float32 that stays in the first caches
 
 bool needs_importance(Kind kind) {
     return kind == Kind::IQ2_XXS || kind == Kind::IQ2_XS || kind == Kind::IQ1_S;
 }
 
+// What both entry points check: the kind, its importance and the size of the output.
+struct Request {
+    Kind kind;
+    Array weights, target;
+    int64_t row_bytes;
+
+    Request(const char* where, int kind_index, int64_t rows, int64_t columns, nb::handle importance,
+            nb::handle out)
+        : kind(static_cast<Kind>(kind_index)),
+          weights(optional_array(where, "importance", importance, "f")),
+          target(where, "out", out, "B", true) {
+        if (!has_encoder(kind)) reject(where, "no encoder for this kind");
+        require_codebook(where, kind);
+        require_whole_blocks(where, kind, columns);
+        if (weights.present()) {
+            require_size(where, "importance", weights, columns);
+        } else if (needs_importance(kind)) {
+            reject(where, "this kind needs an importance");
+        }
+        row_bytes = bytes_per_row(kind, columns);
+        require_size(where, "out", target, rows * row_bytes);
+    }
+    const float* importance() const {
+        return weights.present() ? weights.data<const float>() : nullptr;
+    }
+    uint8_t* row(int64_t r) const { return target.data<uint8_t>() + r * row_bytes; }
+};
+
 void encode(int kind_index, nb::object rows, nb::object importance, nb::object out, bool compat) {
-    const Kind kind = static_cast<Kind>(kind_index);
-    if (!has_encoder(kind)) reject("encode", "no encoder for this kind");
-    require_codebook("encode", kind);
     const Array source("encode", "rows", rows, "f");
     if (source.dimensions() != 2) reject("encode", "rows must be [rows, columns]");
     const int64_t count = source.shape(0), columns = source.shape(1);
-    require_whole_blocks("encode", kind, columns);
-    const Array weights = optional_array("encode", "importance", importance, "f");
-    if (weights.present())
-        require_size("encode", "importance", weights, columns);
-    else if (needs_importance(kind))
-        reject("encode", "this kind needs an importance");
-    const Array target("encode", "out", out, "B", true);
-    const int64_t row_bytes = bytes_per_row(kind, columns);
-    require_size("encode", "out", target, count * row_bytes);
+    const Request request("encode", kind_index, count, columns, importance, out);
     if (source.size() == 0) return;
-    const float* w = weights.present() ? weights.data<const float>() : nullptr;
+    const float* w = request.importance();
     const nb::gil_scoped_release release;
     parallel_rows(count, columns, kTaskValues, [&](int64_t from, int64_t to) {
-        encoders().encode(kind, source.data<const float>() + from * columns, w, compat, to - from,
-                          columns, target.data<uint8_t>() + from * row_bytes);
+        encoders().encode(request.kind, source.data<const float>() + from * columns, w, compat,
+                          to - from, columns, request.row(from));
     });
 }
 
@@ -118,6 +139,31 @@ void least_error(nb::object x, nb::object w, nb::object scale, nb::object minimu
                   [&](int64_t from, int64_t to) { encoders().least_error(job, from, to); });
 }
 
+bool all_finite(const float* x, int64_t n) {
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < n; ++i) largest = std::max(largest, float_to_bits(x[i]) & 0x7FFFFFFFu);
+    return largest < 0x7F800000u;
+}
+
+// Rows pass through a few kilobytes of float32; false where one holds NaN or an infinity.
+bool reencode(const Weight& weight, int kind_index, nb::object importance, nb::object out,
+              bool compat) {
+    const WeightView& source = weight.view();
+    const int64_t columns = source.columns;
+    const Request request("reencode", kind_index, source.rows, columns, importance, out);
+    const float* w = request.importance();
+    const nb::gil_scoped_release release;
+    const int64_t step = std::max<int64_t>(1, kPieceValues / columns);
+    auto* values = static_cast<float*>(thread_scratch(Scratch::packed, 4 * step * columns));
+    for (int64_t from = 0; from < source.rows; from += step) {
+        const int64_t to = std::min(source.rows, from + step);
+        kernels().decode(source, from, to, values);
+        if (!all_finite(values, (to - from) * columns)) return false;
+        encoders().encode(request.kind, values, w, compat, to - from, columns, request.row(from));
+    }
+    return true;
+}
+
 }  // namespace
 
 void bind_encode(nb::module_& m) {
@@ -127,6 +173,8 @@ void bind_encode(nb::module_& m) {
           nb::arg("minimum").none(), nb::arg("first").none(), nb::arg("candidates"),
           nb::arg("both_signs"), nb::arg("levels"), nb::arg("plain_levels"), nb::arg("chosen"),
           nb::arg("error"));
+    m.def("reencode", &reencode, nb::arg("weight"), nb::arg("kind"), nb::arg("importance").none(),
+          nb::arg("out"), nb::arg("compat") = false);
 }
 
 }  // namespace halfbyte

@@ -5,8 +5,6 @@ For ggml types that is llama.cpp's quantizer (importance-weighted where a matrix
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -14,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import QuantizationError
-from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.encodings.encoding import Array, Encoding, PartSpec, Unpacked
+from halfbyte.ir.encodings.reencode import reencoded
 from halfbyte.ir.streamed_parts import Large, Small, computed_parts, naming
 from halfbyte.ir.tensor import Tensor
 
@@ -39,16 +37,12 @@ def requantize(
         QuantizationError: the rows have a wrong length, or importance does not fit; while reading:
             a weight is not finite or leaves the encoding's range.
     """
-    return encoded_with(_encode_compat if compat else _encode, tensor, encoding, importance)
 
+    def blocks(start: int, stop: int, weights: Weights) -> dict[str, Array]:
+        parts = tensor.read(start, stop)
+        return reencoded(tensor.encoding, parts, tensor.columns, encoding, weights, compat)
 
-def _encode(encoding: Encoding, rows: Array, weights: Weights) -> dict[str, Array]:
-    return encoding.encode(rows, weights)
-
-
-def _encode_compat(encoding: Encoding, rows: Array, weights: Weights) -> dict[str, Array]:
-    options = {"compat": True} if _has_compat(type(encoding)) else {}
-    return encoding.encode(rows, weights, **options)
+    return _made_of(blocks, tensor, encoding, importance)
 
 
 def encoded_with(encode: Encode, tensor: Tensor, encoding: Encoding, importance: Weights) -> Tensor:
@@ -57,6 +51,14 @@ def encoded_with(encode: Encode, tensor: Tensor, encoding: Encoding, importance:
     Raises:
         QuantizationError: as `requantize`.
     """
+
+    def blocks(start: int, stop: int, weights: Weights) -> dict[str, Array]:
+        return encode(encoding, tensor.float32(start, stop), weights)
+
+    return _made_of(blocks, tensor, encoding, importance)
+
+
+def _made_of(blocks: Made, tensor: Tensor, encoding: Encoding, importance: Weights) -> Tensor:
     with naming(tensor.name):
         specs = encoding.part_specs(tensor.rows, tensor.columns)
     if importance is not None:
@@ -64,7 +66,7 @@ def encoded_with(encode: Encode, tensor: Tensor, encoding: Encoding, importance:
     slices = _Slices(tensor.rows, importance, specs)
     small: Small
     if len(specs) == 1:
-        small, large = _no_small_parts, _whole_blocks(tensor, encoding, slices, encode)
+        small, large = _no_small_parts, _whole_blocks(tensor, slices, blocks)
     else:
         small, large = _scales_first(tensor, encoding, slices)
     parts = computed_parts(specs, tensor.columns, small, large, encoding.block_shape[0])
@@ -119,20 +121,10 @@ def _no_small_parts(start: int, stop: int) -> dict[str, Array]:
     return {}
 
 
-@functools.cache
-def _has_compat(encoding: type[Encoding]) -> bool:
-    return "compat" in inspect.signature(encoding.encode).parameters
-
-
-def _whole_blocks(tensor: Tensor, encoding: Encoding, slices: _Slices, encode: Encode) -> Large:
-    def encoded(start: int, stop: int, weights: Weights) -> dict[str, Array]:
-        dense = isinstance(encoding, Dense)
-        rows = tensor.decode(start, stop) if dense else tensor.float32(start, stop)
-        return encode(encoding, rows, weights)
-
+def _whole_blocks(tensor: Tensor, slices: _Slices, blocks: Made) -> Large:
     def large(start: int, stop: int, known: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         with naming(tensor.name):
-            (values,) = slices.joined(start, stop, encoded).values()
+            (values,) = slices.joined(start, stop, blocks).values()
             return values, {}
 
     return large

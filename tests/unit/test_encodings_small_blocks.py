@@ -10,8 +10,10 @@ from gguf import GGMLQuantizationType, quants
 
 from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings import encoding_from_name, ggml_blocks
+from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.encodings.encoding import Scales, Unpacked
 from halfbyte.ir.encodings.ggml_fp4 import e8m0_exponent, ue4m3_bytes, ue4m3_values
+from halfbyte.ir.encodings.reencode import reencoded
 from halfbyte.ir.encodings.transcode import Verdict, judge, judge_tensor, transcode
 from halfbyte.kernels.layouts import LAYOUTS
 from support.encoded import bits, encoded, held, normal_rows
@@ -162,7 +164,9 @@ def test_nvfp4_keeps_small_and_large_groups_unless_compatible() -> None:
         assert not theirs[0, :16].any() and (np.abs(theirs[0, 16:32] - 1800) == 8).all()
     rows[0, 40] = 2800
     for method in (encoding.encode, encoding.encode_reference):
-        with pytest.raises(QuantizationError, match="2800 is beyond the 2688 that NVFP4 reaches"):
+        with pytest.raises(
+            QuantizationError, match="a weight is beyond the 2688 that NVFP4 reaches"
+        ):
             method(rows)
         assert encoding.decode(method(rows, compat=True), 64)[0, 40] == 2688
 
@@ -211,3 +215,24 @@ def encoded_parts(name: str, rows: np.ndarray):
 
     parts = encoding_from_name(name).encode(rows)
     return {key: ArrayPart(array) for key, array in parts.items()}
+
+
+FUSED = ["Q4_0", "Q8_0", "IQ4_NL", "NVFP4", "TQ2_0"]
+
+
+@pytest.mark.parametrize("source", ["float16", "float32", "bfloat16", "Q8_0", "Q6_K"])
+@pytest.mark.parametrize("target", FUSED)
+def test_one_pass_gives_what_decoding_and_encoding_give(source: str, target: str) -> None:
+    tensor, wanted = encoded(source, 40, 768), encoding_from_name(target)
+    for importance in (None, np.random.default_rng(1).random(768).astype(np.float32)):
+        found = reencoded(tensor.encoding, tensor.read(), 768, wanted, importance)
+        assert bits(found) == bits(wanted.encode(tensor.float32(), importance))
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_one_pass_refuses_what_is_not_finite(bad: float) -> None:
+    rows = normal_rows(40, 768).astype(np.float16)
+    rows[39, 700] = bad
+    for target in FUSED:
+        with pytest.raises(QuantizationError, match="NaN or infinite"):
+            reencoded(Dense("float16"), {"data": rows}, 768, encoding_from_name(target))

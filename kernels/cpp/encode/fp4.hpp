@@ -55,7 +55,8 @@ HB_INLINE void encode_block(BlockMXFP4, const float* x, uint8_t* out) {
 }
 
 // The nearest byte, halves up. ggml stores 448 for everything from 256 on, and 0 for scales too
-// small although some values are nearer to the smallest code than to 0.
+// small although some values are nearer to the smallest code than to 0. Else 0x7F marks a scale
+// that is out of range.
 template <bool Compat>
 HB_INLINE uint8_t ue4m3_byte(float largest) {
     const float wanted = largest / 6.0f;
@@ -66,6 +67,7 @@ HB_INLINE uint8_t ue4m3_byte(float largest) {
         if (steps == 0) return !Compat && largest > 0x1p-11f ? 1 : 0;
         return static_cast<uint8_t>(steps > 7 ? 7 : steps);
     }
+    if (!Compat && wanted > 464.0f) return 0x7F;
     const uint32_t rounded = ((bits + (1u << 19)) >> 20) - (120u << 3);
     return static_cast<uint8_t>(rounded > 0x7E || (Compat && rounded >= 15u << 3) ? 0x7E : rounded);
 }
