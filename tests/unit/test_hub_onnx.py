@@ -60,8 +60,9 @@ def answer(path: Path) -> list[float]:
 @pytest.mark.parametrize("folder", ["", "onnx/"])
 @pytest.mark.parametrize("is_named", [True, False])
 def test_model_with_its_data(hub: HubServer, data: str, folder: str, is_named: bool) -> None:
-    files = {f"{folder}model.onnx": scaled(data, 2000), f"{folder}{data}": DATA, **TEXTS}
-    others = {"README.md": b"card", f"{folder}other.bin": b"", "tf_model.h5": b"x"}
+    texts = {"README.md": b"card", **TEXTS}
+    files = {f"{folder}model.onnx": scaled(data, 2000), f"{folder}{data}": DATA, **texts}
+    others = {f"{folder}other.bin": b"", "tf_model.h5": b"x"}
     hub.repositories["org/export"] = Repository({**files, **others})
     path = resolve("org/export" + (f"/{folder}model.onnx" if is_named else ""))
     assert names(path) == sorted(files)
