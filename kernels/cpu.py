@@ -193,7 +193,8 @@ class LinearWeight:
         self.kind = kind
         self.rows = rows
         self.columns = columns
-        self._given = (data, bits, group_size, scales, zero_points, g_idx)
+        shared = {"bits": bits, "group_size": group_size, "g_idx": g_idx}
+        self._given: Any = (data, scales, zero_points, shared)
         self.native = _native().Weight(
             number,
             _bytes(data),
@@ -210,20 +211,13 @@ class LinearWeight:
 
     def between(self, start: int, stop: int) -> LinearWeight:
         """Return rows [start, stop) as a weight of their own, over the same memory."""
-        data, bits, group_size, scales, zero_points, g_idx = self._given
-        return LinearWeight(
-            self.kind,
-            data.reshape(self.rows, -1)[start:stop],
-            stop - start,
-            self.columns,
-            bits=bits,
-            group_size=group_size,
-            scales=None if scales is None else scales.reshape(self.rows, -1)[start:stop],
-            zero_points=None
-            if zero_points is None
-            else zero_points.reshape(self.rows, -1)[start:stop],
-            g_idx=g_idx,
-        )
+        *stored, shared = self._given
+        parts: list[Any] = [
+            None if part is None else part.reshape(self.rows, -1)[start:stop] for part in stored
+        ]
+        data, scales, zeros = parts
+        given = {**shared, "scales": scales, "zero_points": zeros}
+        return LinearWeight(self.kind, data, stop - start, self.columns, **given)
 
     def decode(
         self, start: int = 0, stop: int | None = None, out: Float32 | None = None

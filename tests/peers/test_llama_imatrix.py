@@ -96,3 +96,41 @@ def test_merged_files_are_equal(
     merged = merge_importance([read_importance(folder / name) for name in files], 32)
     write_importance(merged, tmp_path / "x", form)
     assert (tmp_path / "x").read_bytes() == (folder / output).read_bytes()
+
+
+EXPERTS = {
+    "mixtral": {"num_experts": 8, "intermediate_size": 128},
+    "qwen3_moe": {"num_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
+}
+
+
+@pytest.mark.parametrize("model_type", EXPERTS)
+def test_experts_have_the_same_sums_and_counts(model_type: str, tmp_path: Path) -> None:
+    model = tiny_model(model_type, tie_word_embeddings=False, **EXPERTS[model_type])
+    write_model(model, tmp_path / "model.gguf", "F32")
+    (tmp_path / "text.txt").write_text(SAMPLE.replace("\x00", "") * 8)
+    run(tmp_path, "-f", "text.txt", *EXACT, "--chunks", "4", "-o", "theirs.gguf")
+    request = ImportanceRequest(context=32, chunks=4, threads=1)
+    collected = collect_importance(
+        halfbyte.open(tmp_path / "model.gguf"), tmp_path / "text.txt", request
+    )
+    found, theirs = collected.matrix, read_importance(tmp_path / "theirs.gguf")
+    assert found.names == theirs.names
+    stacks = [name for name in found.names if name.endswith("_exps.weight")]
+    assert len(stacks) == 3 * model.config["num_hidden_layers"]
+    used = model.config["num_experts_per_tok"]
+    for name, entry in theirs.entries.items():
+        ours = found.entries[name]
+        assert ours.counts.tolist() == entry.counts.tolist(), name
+        np.testing.assert_allclose(ours.sums, entry.sums, rtol=1e-3, err_msg=name)
+        if name in stacks:
+            assert len(ours.counts) == model.config["num_experts"]
+            assert ours.counts.sum() == 4 * 32 * used
+    scarce = [
+        f"{name}: {(c == 0).sum()} of {len(c)} experts saw no token, "
+        f"{((c > 0) & (c < 32)).sum()} too few; give a longer text"
+        for name, c in ((name, found.entries[name].counts) for name in stacks)
+        if (c < 32).any()
+    ]
+    assert sorted(collected.warnings) == sorted(scarce)
+    assert scarce or model_type == "mixtral"

@@ -11,9 +11,8 @@ import pytest
 from halfbyte.converters.gguf.imatrix import ImportanceEntry, ImportanceMatrix, write_importance
 from halfbyte.pipeline import convert, quantize
 from halfbyte.quant.mixes import MIXES
-from support.gguf_models import gguf_bytes, read, write
+from support.gguf_models import read, write
 from support.llama_quantize import llama_quantize
-from support.mix_models import EXPERTS, MixModel
 from support.random_models import random_model
 
 pytestmark = pytest.mark.peer
@@ -21,6 +20,8 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 256, "intermediate_size": 256, "num_key_value_heads": 1},
     "qwen2": {"hidden_size": 256, "intermediate_size": 288},
     "qwen3": {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64},
+    "mixtral": {"hidden_size": 256, "intermediate_size": 256, "num_experts": 8},
+    "qwen3_moe": {"hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": 256},
     "gpt2": {"n_embd": 256},
     "bert": {"hidden_size": 256, "intermediate_size": 256},
 }
@@ -112,17 +113,13 @@ def test_pure_files_equal_llama_quantize(tmp_path: Path) -> None:
         compare(source, name, False, pure=True)
 
 
-@pytest.mark.parametrize("name", ["Q4_K_M", "MXFP4_MOE", "IQ2_M"])
-def test_experts_have_importance_of_their_own(name: str, tmp_path: Path) -> None:
-    source = tmp_path / "source.gguf"
-    shape = MixModel("llama", layers=3, key_heads=2, experts=8, weights=EXPERTS)
-    generator = np.random.default_rng(1)
-    tensors = [
-        (n, dims, 0, generator.standard_normal(len(data) // 4).astype(np.float32).tobytes())
-        for n, dims, _, data in shape.tensors()
-    ]
-    source.write_bytes(gguf_bytes(shape.pairs(), tensors))
-    compare(source, name, True)
+@pytest.mark.parametrize("with_importance", [False, True], ids=["plain", "imatrix"])
+@pytest.mark.parametrize("name", ["Q4_K_M", "MXFP4_MOE", "IQ2_M", "Q3_K_S", "Q8_0"])
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_experts(model_type: str, name: str, with_importance: bool, tmp_path: Path) -> None:
+    if name in NEEDS_IMPORTANCE and not with_importance:
+        pytest.skip(f"{name} is not made without an importance matrix")
+    compare(source_file(tmp_path, model_type, tied=False), name, with_importance)
 
 
 def test_kept_parts_equal_llama_quantize(tmp_path: Path) -> None:
