@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from halfbyte.cli.options import output_options
+from halfbyte.cli.options import device_options, output_options
 from halfbyte.cli.output import print_json, print_table, progress_bar
 from halfbyte.errors import EXIT_GATE, EXIT_OK
 
@@ -77,15 +77,23 @@ def _show(found: Comparison, every: bool) -> None:
 @click.argument("second", metavar="B")
 @click.option("--exit-code", is_flag=True, help="Exit with 3 if anything differs.")
 @click.option("--all", "every", is_flag=True, help="List every tensor that differs.")
+@device_options()
 @output_options()
 def command(
-    first: str, second: str, exit_code: bool, every: bool, as_json: bool, quiet: bool
+    first: str,
+    second: str,
+    exit_code: bool,
+    every: bool,
+    device: str,
+    threads: int,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     """Compare two models."""
     from halfbyte.pipeline import diff
 
     with progress_bar("comparing", silent=quiet or as_json) as bar:
-        found = diff(first, second, progress=None if bar is None else bar.of_total)
+        found = diff(first, second, threads=threads, progress=None if bar is None else bar.of_total)
     if as_json:
         print_json(found.to_json())
     elif not quiet:

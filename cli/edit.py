@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from halfbyte.cli.options import output_options
+from halfbyte.cli.options import device_options, output_options
 from halfbyte.cli.output import print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def _edit(
 )
 @click.option("--rename", "renamed", multiple=True, metavar="OLD=NEW", help="Rename a key.")
 @click.option("--remove", "removed", multiple=True, metavar="KEY", help="Remove a key.")
+@device_options()
 @output_options()
 def command(
     source: Path,
@@ -91,11 +92,14 @@ def command(
     tokens: tuple[str, ...],
     renamed: tuple[str, ...],
     removed: tuple[str, ...],
+    device: str,
+    threads: int,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Edit metadata."""
     from halfbyte.converters.gguf.edit import edit_metadata
+    from halfbyte.engine import available_threads
 
     if chat_template is not None:
         files = (*files, f"{TEMPLATE_KEY}={chat_template}")
@@ -104,7 +108,7 @@ def command(
     edit = _edit(source, settings, files, tokens, renamed, removed)
     with progress_bar("writing", silent=quiet or as_json) as bar:
         advance = None if bar is None else bar.of_total(source.stat().st_size)
-        patched = edit_metadata(source, destination, edit, advance)
+        patched = edit_metadata(source, destination, edit, threads or available_threads(), advance)
     target = source if destination is None else destination
     if as_json:
         print_json({"output": str(target), "changed": sorted(edit.set), "patched": patched})

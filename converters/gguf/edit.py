@@ -198,6 +198,7 @@ def edit_metadata(
     source: Path,
     destination: Path | None,
     edit: MetadataEdit,
+    threads: int = 1,
     progress: Progress | None = None,
 ) -> bool:
     """Write `source` with changed metadata as `destination`, or in place; return if patched.
@@ -219,7 +220,7 @@ def edit_metadata(
     target = source if destination is None else destination
     partial = target.with_name(f".{target.name}.edited")
     try:
-        write_gguf(partial, pairs, tensors, progress=progress)
+        write_gguf(partial, pairs, tensors, threads, progress)
         _require_readable(partial, pairs, target)
         os.replace(partial, target)
     finally:

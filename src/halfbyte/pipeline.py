@@ -282,7 +282,11 @@ def _in_one_order(model: Model) -> Model:
 
 
 def diff(
-    first: str | Path, second: str | Path, *, progress: ProgressFor | None = None
+    first: str | Path,
+    second: str | Path,
+    *,
+    threads: int = 0,
+    progress: ProgressFor | None = None,
 ) -> Comparison:
     """Return what differs between two models: settings, tokenizer, metadata, tensors.
 
@@ -292,8 +296,11 @@ def diff(
     Raises:
         HalfbyteError: a file cannot be read.
     """
+    from halfbyte.kernels import cpu
     from halfbyte.verification.diff import compare
 
+    if cpu.available():
+        cpu.set_threads(threads or available_threads())
     models = [_in_one_order(open(path)) for path in (first, second)]
     held = [model.metadata.get("gguf") for model in models]
     metadata = (held[0], held[1]) if held[0] is not None and held[1] is not None else ({}, {})

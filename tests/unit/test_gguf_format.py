@@ -418,7 +418,7 @@ def test_split_total_must_agree(tmp_path: Path) -> None:
 
 
 def test_tokenizer_of_an_unknown_kind_is_carried(tmp_path: Path) -> None:
-    path = rewritten(tmp_path, tokenizer__ggml__model="rwkv", tokenizer__ggml__tokens=["a", "b"])
+    path = rewritten(tmp_path, tokenizer__ggml__model="hybriddna", tokenizer__ggml__tokens=["a"])
     found = read(path)
     assert found.tokenizer is None
     assert "the tokenizer is carried along unread" in found.warnings[0]
