@@ -42,7 +42,8 @@ struct Q3KType {
             store(scales + j * W, fits[j].scale);
             store(totals + j * W, total);
         }
-        const SymmetricFit whole = symmetric_search<16>(scales, totals, 32.0f);
+        // Sums of huge values overflow, so a scale may be infinite.
+        const SymmetricFit whole = symmetric_search<16, false>(scales, totals, 32.0f);
         for (int j = 0; j < 16; ++j) {
             sc[j] = sub(whole.code(load(scales + j * W), set1(32.0f)), set1(32.0f));
         }

@@ -11,12 +11,12 @@ struct MinimumEncoder {
     static constexpr int kSubBlocks = kSuperBlock / Type::kGroup, kTop = (1 << Type::kBits) - 1;
 
     static HB_INLINE void fit_plain(KLanes& lanes, MinimumFit* fits) {
-        for (int j = 0; j < kSubBlocks; j += 2) {
-            for (int k = j; k < j + 2; ++k) {
+        for (int j = 0; j < kSubBlocks; j += 4) {
+            for (int k = j; k < j + 4; ++k) {
                 const int at = k * Type::kGroup * W;
                 Type::plain_weights(lanes.x + at, lanes.w + at);
             }
-            minimum_search<Type::kGroup, kTop, Type::kAbsolute, 2>(
+            minimum_search<Type::kGroup, kTop, Type::kAbsolute, 4>(
                 sub_block<Type>(lanes.x, j), sub_block<Type>(lanes.w, j), Type::kTrials, fits + j);
         }
     }
@@ -30,8 +30,8 @@ struct MinimumEncoder {
             for (int i = 0; i < Type::kGroup; ++i) total = add(total, load(w + i * W));
             store(totals + j * W, total);
         }
-        for (int j = 0; j < kSubBlocks; j += 2) {
-            minimum_search<Type::kGroup, kTop, false, 2>(sub_block<Type>(lanes.x, j),
+        for (int j = 0; j < kSubBlocks; j += 4) {
+            minimum_search<Type::kGroup, kTop, false, 4>(sub_block<Type>(lanes.x, j),
                                                          sub_block<Type>(lanes.w, j),
                                                          kWeightedTrials, fits + j);
         }

@@ -28,6 +28,15 @@ HB_INLINE F round_any_float(F v) { return to_float(round_any(v)); }
 
 HB_INLINE F clamp(F v, F low, F high) { return min(max(v, low), high); }
 
+// The lesser; of equals (zeros of either sign) the one seen first.
+HB_INLINE F first_least(F seen, F v) {
+#if defined(HB_NEON)
+    return select(less(v, seen), v, seen);
+#else
+    return min(v, seen);
+#endif
+}
+
 // n values (a multiple of 8) of W rows to lanes.
 HB_INLINE void load_lanes(const float* const* rows, int n, float* to) {
 #if defined(HB_X86_BYTES)
