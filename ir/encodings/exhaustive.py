@@ -53,7 +53,8 @@ def search_weight(rows: Float, importance: Float | None) -> Float:
         weight = weight * importance.astype(np.float32, copy=False)
     # Squares must not leave float32's normal range; a common factor changes no choice.
     largest = weight.reshape(len(rows), -1).max(axis=1, initial=0)[:, None]
-    return np.divide(weight, largest, out=np.zeros_like(weight), where=largest > 0)
+    np.divide(weight, largest, out=weight, where=largest > 0)
+    return weight
 
 
 def encode_exhaustive(

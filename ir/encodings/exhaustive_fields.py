@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ class _Blocks:
     @property
     def per_block(self) -> int:
         """Return the groups of a block."""
-        return BLOCK // self.x.shape[1]
+        return BLOCK // int(self.x.shape[1])
 
     def of_groups(self, per_block: Float) -> Float:
         """Return [blocks] as [groups]."""
@@ -86,14 +87,19 @@ def _better(first: _Blocks, second: _Blocks) -> _Blocks:
     wins = second.block_error() < first.block_error()
     groups = np.repeat(wins, first.per_block)
 
-    def pick(name: str) -> Array | None:
-        one, other = getattr(first, name), getattr(second, name)
+    def pick(one: Any, other: Any) -> Any:
         if one is None:
             return None
         return np.where(wins if len(one) == len(wins) else groups, other, one)
 
-    names = ("d", "sc", "dmin", "mn", "error")
-    return replace(first, **{name: pick(name) for name in names})
+    return replace(
+        first,
+        d=pick(first.d, second.d),
+        sc=pick(first.sc, second.sc),
+        dmin=pick(first.dmin, second.dmin),
+        mn=pick(first.mn, second.mn),
+        error=pick(first.error, second.error),
+    )
 
 
 def _scale_codes(state: _Blocks) -> Codes:
@@ -175,6 +181,7 @@ def _fit_scale(state: _Blocks) -> _Blocks:
 
 def _fit_both(state: _Blocks) -> _Blocks:
     """Return the state with the least-squares d and dmin for its codes."""
+    assert state.dmin is not None
     a, b, x, w = _terms(state)
     wa, wb = w * a, w * b
     aa, ab, bb, ax, bx = map(ordered_sums, (wa * a, wa * b, wb * b, wa * x, wb * x))

@@ -105,7 +105,7 @@ def _best_pair(
     with np.errstate(over="ignore"):
         stored = [a.astype(np.float16).astype(np.float32) for a in (scales, lifts)]
     kept = [np.where(np.isfinite(a), a, np.float32(0)) for a in stored]
-    chosen, error = least_error(x, w, levels, *kept)
+    chosen, error = least_error(x, w, levels, kept[0], kept[1])
     scale, lift = (np.take_along_axis(a, chosen[:, None], 1)[:, 0] for a in kept)
     return scale, lift, error
 

@@ -104,7 +104,8 @@ def e8m0_exponent(largest: Float) -> Codes:
     power = (above > 0) & (above == 1 << size)
     near = _ROUNDED_UP[size - (power & (size > 0))]
     rounded_up = (1 << 23) - (bits & 0x7FFFFF) <= near
-    return np.maximum(exponent + rounded_up + 125, 0)
+    biased: Codes = np.maximum(exponent + rounded_up + 125, 0)
+    return biased
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def ue4m3_values() -> Float:
     byte = np.arange(256)
     exponent, mantissa = (byte >> 3) & 15, byte & 7
     fraction = np.where(exponent == 0, mantissa / 8, 1 + mantissa / 8)
-    values = np.ldexp(fraction, np.maximum(exponent, 1) - 8).astype(np.float32)
+    values: Float = np.ldexp(fraction, np.maximum(exponent, 1) - 8).astype(np.float32)
     values[0x7F] = 0
     return values
 
