@@ -17,6 +17,7 @@ ARCHITECTURES: dict[str, str] = {
     "mistral": "halfbyte.converters.architectures.mistral:MISTRAL",
     "mixtral": "halfbyte.converters.architectures.mixtral:MIXTRAL",
     "qwen2": "halfbyte.converters.architectures.qwen2:QWEN2",
+    "qwen2_moe": "halfbyte.converters.architectures.qwen2_moe:QWEN2_MOE",
     "qwen3": "halfbyte.converters.architectures.qwen3:QWEN3",
     "qwen3_moe": "halfbyte.converters.architectures.qwen3_moe:QWEN3_MOE",
 }

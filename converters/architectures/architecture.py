@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -147,8 +147,12 @@ class Architecture(ABC):
             raise UnsupportedError(
                 f"{_listed(strays)} in architecture {self.model_type}", _where(model)
             )
-        for key, tensor in weights.items():
-            if key in specs and tuple(tensor.shape) != specs[key].shape:
+        for key, tensor in list(weights.items()):
+            if key not in specs or tuple(tensor.shape) == specs[key].shape:
+                continue
+            if (1, *tensor.shape) == specs[key].shape:
+                weights[key] = replace(tensor, shape=specs[key].shape)
+            else:
                 raise FormatError(
                     _where(model), f"weight {tensor.name!r} has shape {list(tensor.shape)}, "
                     f"{list(specs[key].shape)} was required by the config; correct the config"

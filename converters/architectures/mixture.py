@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from halfbyte.converters.architectures.architecture import Config, WeightSpec
-from halfbyte.converters.architectures.config import ConfigReader, reject
+from halfbyte.converters.architectures.config import ConfigReader, as_integer, reject
 from halfbyte.converters.architectures.layers.builder import LayerBuilder
 from halfbyte.converters.architectures.layers.experts import Routing, sparse_feed_forward
 from halfbyte.converters.architectures.llama import Llama
@@ -78,3 +78,26 @@ class Mixture(Llama):
             return super()._feed_forward(builder, config, x, layer)
         routing = Routing(config["num_experts_per_tok"], self.normalises(config))
         return sparse_feed_forward(builder, x, config["hidden_act"], routing, layer)
+
+
+class SparseLayers(Mixture):
+    """Mixtures as the Qwen families have them: the config says which layers are sparse."""
+
+    def canonical_config(self, raw: Mapping[str, Any]) -> Config:
+        """Return the canonical config; see the base class."""
+        config, reader = super().canonical_config(raw), ConfigReader(raw)
+        config["norm_topk_prob"] = reader.flag("norm_topk_prob", False)
+        config["moe_intermediate_size"] = reader.integer(
+            "moe_intermediate_size", default=self.defaults["moe_intermediate_size"]
+        )
+        config["decoder_sparse_step"] = reader.integer("decoder_sparse_step", default=1)
+        dense = raw.get("mlp_only_layers")
+        if not isinstance(dense, list | None):
+            reject("mlp_only_layers", dense, "a list of layers")
+        config["mlp_only_layers"] = [as_integer("mlp_only_layers", n, 0) for n in dense or []]
+        return config
+
+    def is_sparse(self, config: Mapping[str, Any], layer: int) -> bool:
+        """Whether a layer is a mixture."""
+        is_step = (layer + 1) % config["decoder_sparse_step"] == 0
+        return is_step and layer not in config["mlp_only_layers"]

@@ -6,33 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from halfbyte.converters.architectures.architecture import Config
-from halfbyte.converters.architectures.config import ConfigReader, as_integer, reject
-from halfbyte.converters.architectures.mixture import Mixture
+from halfbyte.converters.architectures.config import ConfigReader
+from halfbyte.converters.architectures.mixture import SparseLayers
 from halfbyte.converters.architectures.qwen2 import DEFAULT_WINDOW
 from halfbyte.converters.architectures.qwen3 import Qwen3
-
-
-class SparseLayers(Mixture):
-    """Mixtures as the Qwen families have them: the config says which layers are sparse."""
-
-    def canonical_config(self, raw: Mapping[str, Any]) -> Config:
-        """Return the canonical config; see the base class."""
-        config, reader = super().canonical_config(raw), ConfigReader(raw)
-        config["norm_topk_prob"] = reader.flag("norm_topk_prob", False)
-        config["moe_intermediate_size"] = reader.integer(
-            "moe_intermediate_size", default=self.defaults["moe_intermediate_size"]
-        )
-        config["decoder_sparse_step"] = reader.integer("decoder_sparse_step", default=1)
-        dense = raw.get("mlp_only_layers")
-        if not isinstance(dense, list | None):
-            reject("mlp_only_layers", dense, "a list of layers")
-        config["mlp_only_layers"] = [as_integer("mlp_only_layers", n, 0) for n in dense or []]
-        return config
-
-    def is_sparse(self, config: Mapping[str, Any], layer: int) -> bool:
-        """Whether a layer is a mixture."""
-        is_step = (layer + 1) % config["decoder_sparse_step"] == 0
-        return is_step and layer not in config["mlp_only_layers"]
 
 
 class Qwen3Moe(SparseLayers, Qwen3):

@@ -18,13 +18,15 @@ from halfbyte.errors import UnsupportedError
 from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import Tensor
 
-MODEL_TYPES = {"qwen3moe": "qwen3_moe"}
+MODEL_TYPES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
 """Model types of the architectures that only mixtures have."""
-NORMALISED = {"llama": True, "qwen3moe": True}
+NORMALISED = {"llama": True, "qwen2moe": False, "qwen3moe": True}
 """Whether llama.cpp brings the shares of a token's experts to a sum of 1."""
 STACKS = frozenset({Role.EXPERTS_GATE, Role.EXPERTS_UP, Role.EXPERTS_DOWN})
 _SOFTMAX = 1
-_SHARED_COUNTS = ("expert_shared_count", "expert_shared_feed_forward_length")
+_SHARED_WIDTH = "expert_shared_feed_forward_length"
+WITH_SHARED = ("qwen2moe",)
+"""Those with an expert that all tokens meet."""
 
 
 def model_type_of(architecture: str, keys: Hyperparameters) -> str:
@@ -50,10 +52,13 @@ def count_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def width_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inner width of an expert where it is not that of the model."""
+    """Return the inner widths of experts where they are not that of the model."""
     if config.get("model_type") not in MODEL_TYPES.values():
         return {}
-    return {"expert_feed_forward_length": config["moe_intermediate_size"]}
+    found = {"expert_feed_forward_length": config["moe_intermediate_size"]}
+    if config["model_type"] == "qwen2_moe":
+        found[_SHARED_WIDTH] = config["shared_expert_intermediate_size"]
+    return found
 
 
 def experts_label(tensors: Sequence[Tensor]) -> str:
@@ -87,7 +92,8 @@ def read_experts(keys: Hyperparameters) -> dict[str, Any]:
         raise UnsupportedError("experts in groups", where)
     if keys.number("expert_weights_scale", 1.0) not in (0.0, 1.0):
         raise UnsupportedError("scaled shares of experts", where)
-    if any(keys.integer(shared, 0, 0) for shared in _SHARED_COUNTS):
+    shared = keys.integer(_SHARED_WIDTH, 0, 0)
+    if name not in WITH_SHARED and (shared or keys.integer("expert_shared_count", 0, 0)):
         raise UnsupportedError("an expert that all tokens meet", where)
     used = keys.integer("expert_used_count")
     found: dict[str, Any] = {
@@ -99,6 +105,8 @@ def read_experts(keys: Hyperparameters) -> dict[str, Any]:
         width = keys.integer("expert_feed_forward_length", 0, 0)
         found["moe_intermediate_size"] = width or default
         found["norm_topk_prob"] = NORMALISED[name]
+    if name in WITH_SHARED:
+        found["shared_expert_intermediate_size"] = shared or keys.integer("feed_forward_length")
     return found
 
 

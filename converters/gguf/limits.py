@@ -47,6 +47,12 @@ _EXPERTS = {
     (Role.EXPERTS_UP, "weight"),
     (Role.EXPERTS_DOWN, "weight"),
 }
+_SHARED_EXPERT = {
+    (Role.SHARED_ROUTER, "weight"),
+    (Role.SHARED_GATE, "weight"),
+    (Role.SHARED_UP, "weight"),
+    (Role.SHARED_DOWN, "weight"),
+}
 _GPT2 = {(Role.TOKEN_EMBEDDING, "weight"), (Role.POSITION_EMBEDDING, "weight")} | {
     (role, kind)
     for role in (
@@ -84,6 +90,7 @@ WEIGHTS: dict[str, set[tuple[Role, str]]] = {
     "llama": _DECODER | _LLAMA_EXTRA | _EXPERTS,
     "qwen2": _DECODER | {(Role.OUTPUT_HEAD, "bias")},
     "qwen3": _DECODER | _HEAD_NORMS,
+    "qwen2moe": _DECODER | _EXPERTS | _SHARED_EXPERT,
     "qwen3moe": _DECODER | _HEAD_NORMS | _EXPERTS,
     "gpt2": _GPT2 | {(Role.OUTPUT_HEAD, "weight")},
     "bert": _BERT,
@@ -96,6 +103,7 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "llama": ("silu", "swish"),
     "qwen2": ("silu", "swish"),
     "qwen3": ("silu", "swish"),
+    "qwen2moe": ("silu", "swish"),
     "qwen3moe": ("silu", "swish"),
     "gpt2": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
     "bert": ("gelu",),
@@ -146,7 +154,7 @@ def check_config(config: Mapping[str, Any], architecture: str) -> None:
             raise UnsupportedError(f"{key} {found!r}", where, [repr(value) for value in accepted])
     heads, width = config["num_attention_heads"], config["hidden_size"]
     head_dim = config.get("head_dim") or width // heads
-    if architecture in ("qwen2", "gpt2", "bert") and head_dim * heads != width:
+    if architecture in ("qwen2", "qwen2moe", "gpt2", "bert") and head_dim * heads != width:
         raise UnsupportedError(f"head_dim {head_dim}", where, [f"{width // heads}"])
     check_experts(config, architecture)
     check_rope(config, architecture)

@@ -39,7 +39,7 @@ _SPECIAL_IDS = {
     "eos_token_id": "tokenizer.ggml.eos_token_id",
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
-ROTARY = ("llama", "qwen2", "qwen3", "qwen3moe")
+ROTARY = ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe")
 """Architectures with rotary attention over grouped heads and RMS norms."""
 POOLED = ("bert", "qwen2", "qwen3")
 """Those whose files may say how token states become one vector."""

@@ -19,6 +19,11 @@ IDS = [5, 17, 250, 3, 3, 99, 0, 42, 7, 301, 12, 180, 44, 2, 91, 256]
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "tie_word_embeddings": False}
 MODELS: dict[str, dict[str, Any]] = {
     "mixtral": {**WIDE, "num_experts": 8},
+    "qwen2_moe": {
+        **WIDE,
+        "moe_intermediate_size": 256,
+        "shared_expert_intermediate_size": 256,
+    },
     "qwen3_moe": {**WIDE, "moe_intermediate_size": 256},
 }
 every_model = pytest.mark.parametrize("model_type", MODELS)
@@ -41,6 +46,8 @@ def assert_near(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], sha
 @every_model
 @pytest.mark.parametrize("overrides", [{}, {"head_dim": 32, "num_experts_per_tok": 1}], ids=str)
 def test_float32_logits(model_type: str, overrides: dict[str, Any], tmp_path: Path) -> None:
+    if model_type == "qwen2_moe":
+        overrides = {k: v for k, v in overrides.items() if k != "head_dim"}
     path = written(tmp_path, model_type, "F32", **overrides)
     with LlamaCppModel(path) as peer:
         theirs = peer.logits(IDS)

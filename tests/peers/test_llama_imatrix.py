@@ -100,6 +100,7 @@ def test_merged_files_are_equal(
 
 EXPERTS = {
     "mixtral": {"num_experts": 8, "intermediate_size": 128},
+    "qwen2_moe": {"num_experts": 12, "intermediate_size": 128},
     "qwen3_moe": {"num_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
 }
 

@@ -21,6 +21,7 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "qwen2": {"hidden_size": 256, "intermediate_size": 288},
     "qwen3": {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64},
     "mixtral": {"hidden_size": 256, "intermediate_size": 256, "num_experts": 8},
+    "qwen2_moe": {"hidden_size": 256, "moe_intermediate_size": 256},
     "qwen3_moe": {"hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": 256},
     "gpt2": {"n_embd": 256},
     "bert": {"hidden_size": 256, "intermediate_size": 256},
@@ -115,7 +116,7 @@ def test_pure_files_equal_llama_quantize(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("with_importance", [False, True], ids=["plain", "imatrix"])
 @pytest.mark.parametrize("name", ["Q4_K_M", "MXFP4_MOE", "IQ2_M", "Q3_K_S", "Q8_0"])
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "qwen3_moe"])
 def test_experts(model_type: str, name: str, with_importance: bool, tmp_path: Path) -> None:
     if name in NEEDS_IMPORTANCE and not with_importance:
         pytest.skip(f"{name} is not made without an importance matrix")

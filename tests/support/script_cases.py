@@ -254,6 +254,12 @@ def _mixtures() -> list[FolderCase]:
             {**mixtral, "head_dim": 32, "num_local_experts": 8, "rope_theta": 1e6}, spm(),
         ),
         FolderCase("Mixtral-8x7B-Instruct-v0.1", {**mixtral, "num_local_experts": 8}, spm()),
+        FolderCase(
+            "qwen2moe-plain",
+            decoder("qwen2_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
+                    shared_expert_intermediate_size=64),
+            bpe("qwen2"), dtype="bfloat16", pre="qwen2",
+        ),
         FolderCase("qwen3moe-plain", qwen3, bpe("qwen2"), pre="qwen2"),
         FolderCase(
             "qwen3moe-tied", {**qwen3, "tie_word_embeddings": True, "decoder_sparse_step": 1},

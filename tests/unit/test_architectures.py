@@ -26,7 +26,7 @@ def test_unknown_architecture_lists_the_known() -> None:
         get_architecture("rwkv")
     assert str(caught.value) == (
         "model_type: architecture 'rwkv' is not supported; supported: bert, gpt2, llama, mistral, "
-        "mixtral and 4 more"
+        "mixtral and 5 more"
     )
 
 

@@ -29,7 +29,7 @@ from halfbyte.runtime.session import Session
 from support.model_folders import tiny_model, write_model
 from support.random_models import random_model
 
-MIXTURES = ("mixtral", "qwen3_moe")
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 DECODERS = sorted(
     n for n in ARCHITECTURES if not get_architecture(n).is_encoder and n not in MIXTURES
 )
