@@ -55,22 +55,34 @@ class ExpertProduct:
     out: NDArray[np.float32]
     compute: Any
 
+    def __post_init__(self) -> None:
+        """Make the views of rows that every run needs."""
+        self.flat = self.x.reshape(-1, self.x.shape[-1])
+        self.rows_out = self.out.reshape(-1, self.out.shape[-1])
+        self.is_one_token = self.chosen.size == self.chosen.shape[-1]
+        if self.is_one_token:
+            self.row_views, self.out_views = list(self.flat), list(self.rows_out)
+
     def __call__(self) -> None:
         """Multiply every row by its experts' matrices."""
-        flat, rows = choices(self.x, self.chosen, self.experts.count)
-        numbers = self.chosen.reshape(-1)
-        out = self.out.reshape(-1, self.out.shape[-1])
-        if len(flat) == 1:
-            weights = [self.experts[expert] for expert in numbers.tolist()]
-            kernels.linear(flat, weights, None, self.compute, list(out))
+        if self.is_one_token:
+            self._one_token(self.chosen.reshape(-1).tolist())
             return
-        for expert, places in groups(numbers):
+        flat, rows = choices(self.x, self.chosen, self.experts.count)
+        for expert, places in groups(self.chosen.reshape(-1)):
             weight = self.experts[expert]
-            if len(places) == 1:
-                row, place = int(rows[places[0]]), int(places[0])
-                kernels.linear(flat[row], weight, None, self.compute, out[place])
-            else:
-                out[places] = kernels.linear(flat[rows[places]], weight, None, self.compute)
+            self.rows_out[places] = kernels.linear(flat[rows[places]], weight, None, self.compute)
+
+    def _one_token(self, numbers: list[int]) -> None:
+        """Do the same without ordering: a token meets each of its experts once."""
+        if min(numbers) < 0 or max(numbers) >= self.experts.count:
+            choices(self.x, self.chosen, self.experts.count)
+        weights = [self.experts[expert] for expert in numbers]
+        if len(self.row_views) == 1:
+            kernels.linear(self.row_views[0], weights, None, self.compute, self.out_views)
+            return
+        for row, weight, out in zip(self.row_views, weights, self.out_views, strict=True):
+            kernels.linear(row, weight, None, self.compute, out)
 
 
 def bind_experts(backend: Any, bound: BoundNode) -> Step | None:
