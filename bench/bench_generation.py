@@ -60,6 +60,16 @@ def write_type(source: Path, folder: Path, type_name: str) -> Path:
     return path
 
 
+def measure(name: str, bench: GenerationSpeed) -> None:
+    """Print the medians of both tools and of the ratios."""
+    runs = [(bench.track_halfbyte(), bench.track_llama_bench()) for _ in range(PAIRS)]
+    for test in runs[0][0]:
+        ours = statistics.median(first[test] for first, _ in runs)
+        peer = statistics.median(second[test] for _, second in runs)
+        ratio = statistics.median(first[test] / second[test] for first, second in runs)
+        print(f"{name:<6} {test:<6} {ours:10.1f} {peer:10.1f} {ratio:6.2f}", flush=True)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -74,14 +84,7 @@ def main() -> None:
         for type_name in options.types:
             path = write_type(options.model, Path(folder), type_name)
             bench = GenerationSpeed(path, options.threads, options.prefill, options.decode)
-            runs = [(bench.track_halfbyte(), bench.track_llama_bench()) for _ in range(PAIRS)]
-            for test in runs[0][0]:
-                ours = statistics.median(first[test] for first, _ in runs)
-                peer = statistics.median(second[test] for _, second in runs)
-                ratio = statistics.median(first[test] / second[test] for first, second in runs)
-                print(
-                    f"{type_name:<6} {test:<6} {ours:10.1f} {peer:10.1f} {ratio:6.2f}", flush=True
-                )
+            measure(type_name, bench)
 
 
 if __name__ == "__main__":

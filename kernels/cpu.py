@@ -130,7 +130,7 @@ class LinearWeight:
     floats (2^(bits-1) where absent), and g_idx [columns] int32: the group of each column.
     """
 
-    __slots__ = ("_given", "columns", "kind", "native", "rows")
+    __slots__ = ("columns", "kind", "native", "rows")
 
     def __init__(
         self,
@@ -155,8 +155,6 @@ class LinearWeight:
         self.kind = kind
         self.rows = rows
         self.columns = columns
-        shared = {"bits": bits, "group_size": group_size, "g_idx": g_idx}
-        self._given: Any = (data, scales, zero_points, shared)
         self.native = _native().Weight(
             number,
             _bytes(data),
@@ -170,16 +168,6 @@ class LinearWeight:
             zero_type,
             g_idx,
         )
-
-    def between(self, start: int, stop: int) -> LinearWeight:
-        """Return rows [start, stop) as a weight of their own, over the same memory."""
-        *stored, shared = self._given
-        parts: list[Any] = [
-            None if part is None else part.reshape(self.rows, -1)[start:stop] for part in stored
-        ]
-        data, scales, zeros = parts
-        given = {**shared, "scales": scales, "zero_points": zeros}
-        return LinearWeight(self.kind, data, stop - start, self.columns, **given)
 
     def decode(
         self, start: int = 0, stop: int | None = None, out: Float32 | None = None

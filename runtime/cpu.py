@@ -97,6 +97,10 @@ class CpuBackend:
             g_idx=parts.get("g_idx"),
         )
 
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether the kernels multiply by weights of this encoding."""
+        return kind_of(tensor) is not None
+
     def bind(self, bound: BoundNode) -> Step | None:
         """Return a step over the kernels, or None."""
         newest = bound.spec is op_spec(bound.spec.key)

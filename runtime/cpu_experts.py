@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.ir.ops.experts import choices
+from halfbyte.ir.part_views import matrix_of
+from halfbyte.ir.tensor import Tensor
 from halfbyte.kernels import cpu as kernels
 from halfbyte.runtime.backend import BoundNode, Step
 from halfbyte.runtime.cpu_slots import floats
@@ -21,17 +23,22 @@ from halfbyte.runtime.cpu_slots import floats
 
 @dataclass(eq=False)
 class Experts:
-    """The matrices of a stacked weight as weights of their own, each made on first use."""
+    """The matrices of a stacked weight as the kernels take them, each made on first use."""
 
-    stack: kernels.LinearWeight
-    count: int
+    stack: Tensor
+    upload: Callable[[Tensor], kernels.LinearWeight]
     _held: dict[int, kernels.LinearWeight] = field(default_factory=dict)
 
+    @property
+    def count(self) -> int:
+        """Return how many there are."""
+        return self.stack.shape[0]
+
     def __getitem__(self, expert: int) -> kernels.LinearWeight:
+        """Return the matrix of one expert."""
         found = self._held.get(expert)
         if found is None:
-            rows = self.stack.rows // self.count
-            found = self._held[expert] = self.stack.between(expert * rows, (expert + 1) * rows)
+            found = self._held[expert] = self.upload(matrix_of(self.stack, expert))
         return found
 
 
@@ -90,12 +97,10 @@ def bind_experts(backend: Any, bound: BoundNode) -> Step | None:
     x, weight, chosen = bound.inputs
     if x is None or weight is None or chosen is None or not floats(x, bound.outputs[0]):
         return None
-    stack = backend.weight_of(bound, 1)
-    if stack is None or weight.tensor is None or chosen.dtype != "int64" or chosen.array is None:
+    stack = weight.tensor
+    if stack is None or not backend.takes(stack) or chosen.dtype != "int64":
         return None
-    experts = backend.packed.get(
-        weight.tensor, "experts", lambda: Experts(stack, weight.tensor.shape[0])
-    )
+    experts = backend.packed.get(stack, "experts", lambda: Experts(stack, backend.upload))
     return ExpertProduct(
         experts, x.value(), chosen.value(), bound.outputs[0].value(), backend.compute
     )

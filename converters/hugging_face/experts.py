@@ -6,11 +6,9 @@ Nothing is loaded: stacks and slices are views of the stored parts.
 
 from __future__ import annotations
 
-import bisect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from halfbyte.converters.architectures.architecture import Architecture, WeightSpec
 from halfbyte.converters.architectures.config import WHERE
 from halfbyte.errors import FormatError
-from halfbyte.ir.encodings.encoding import Array
+from halfbyte.ir.part_views import StackedPart, matrix_of
 from halfbyte.ir.roles import Role, WeightKey
 from halfbyte.ir.tensor import Part, RowOrderPart, Tensor
 
@@ -28,62 +26,8 @@ _FUSED = re.compile(
     r"(gate_up_proj|down_proj)(?:\.weight)?",
     re.ASCII,
 )
+_MEMBER = re.compile(r"(.*\.experts\.)(0|[1-9]\d{0,3})\.(.*)", re.ASCII)
 _ROUTER = re.compile(r"(.*layers\.\d{1,4}\.)(?:mlp|block_sparse_moe)(\.gate\.weight)", re.ASCII)
-
-
-@dataclass(frozen=True)
-class StackedPart:
-    """The rows of several parts, one part after the other."""
-
-    sources: tuple[Part, ...]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Return the element type."""
-        return self.sources[0].dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Return the shape."""
-        return (sum(part.shape[0] for part in self.sources), *self.sources[0].shape[1:])
-
-    def read(self, start: int = 0, stop: int | None = None) -> Array:
-        """Return rows [start, stop) of the whole."""
-        ends = list(accumulate(part.shape[0] for part in self.sources))
-        stop = ends[-1] if stop is None else min(stop, ends[-1])
-        if start >= stop:
-            return self.sources[0].read(0, 0)
-        pieces = []
-        for index in range(bisect.bisect_right(ends, start), len(ends)):
-            first = ends[index] - self.sources[index].shape[0]
-            if first >= stop:
-                break
-            pieces.append(self.sources[index].read(max(0, start - first), stop - first))
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-@dataclass(frozen=True)
-class SlicePart:
-    """Rows [start, stop) of another part."""
-
-    source: Part
-    start: int
-    stop: int
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Return the element type."""
-        return self.source.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Return the shape."""
-        return (self.stop - self.start, *self.source.shape[1:])
-
-    def read(self, start: int = 0, stop: int | None = None) -> Array:
-        """Return rows [start, stop) of the slice."""
-        end = self.stop if stop is None else min(self.start + stop, self.stop)
-        return self.source.read(min(self.start + start, end), end)
 
 
 def stacks(architecture: Architecture, config: Mapping[str, Any]) -> dict[WeightKey, WeightSpec]:
@@ -102,27 +46,36 @@ def with_stacked_experts(
     specs = stacks(architecture, config)
     if not specs:
         return dict(weights)
-    places = {
-        spec.expert_name.format(number): (spec.key, number)
-        for spec in specs.values()
-        for number in range(spec.shape[0])
-    }
+    by_name = {spec.name: spec for spec in specs.values()}
     found: dict[WeightKey, dict[int, Tensor]] = {}
     kept: dict[str, Tensor] = {}
     for name, tensor in weights.items():
-        spelled = next((s for s in architecture.primary_names(name) if s in places), None)
-        if spelled is not None:
-            key, number = places[spelled]
-            if number in found.setdefault(key, {}):
-                other = found[key][number].name
-                rule = f"{other!r} and {name!r} both name {spelled}; keep one of the two"
+        place = _place(name, architecture, by_name)
+        if place is not None:
+            spec, number = place
+            held = found.setdefault(spec.key, {})
+            if number in held:
+                spelled = spec.expert_name.format(number)
+                rule = f"{held[number].name!r} and {name!r} both name {spelled}; keep one of them"
                 raise FormatError(WHERE, rule)
-            found[key][number] = tensor
+            held[number] = tensor
             continue
         for part in _unfused(tensor, specs):
             kept[_router_name(part.name, specs)] = part
     kept = {name: tensor.renamed(name) for name, tensor in kept.items()}
     return kept | {specs[key].name: _stacked(specs[key], held) for key, held in found.items()}
+
+
+def _place(
+    name: str, architecture: Architecture, specs: Mapping[str, WeightSpec]
+) -> tuple[WeightSpec, int] | None:
+    """Return the stack that a matrix belongs to and its number there, None for other tensors."""
+    for spelled in architecture.primary_names(name):
+        match = _MEMBER.fullmatch(spelled)
+        spec = None if match is None else specs.get(match[1] + match[3])
+        if match is not None and spec is not None and int(match[2]) < spec.shape[0]:
+            return spec, int(match[2])
+    return None
 
 
 def _router_name(name: str, specs: Mapping[WeightKey, WeightSpec]) -> str:
@@ -186,16 +139,7 @@ def _taken(tensor: Tensor, order: NDArray[np.int64]) -> Tensor:
 
 def split_experts(tensor: Tensor, spec: WeightSpec) -> list[Tensor]:
     """Return the matrices of a stacked weight under their names in checkpoints."""
-    experts, rows = tensor.shape[0], tensor.shape[1]
     return [
-        replace(
-            tensor,
-            name=spec.expert_name.format(number),
-            shape=tensor.shape[1:],
-            parts={
-                name: SlicePart(part, number * rows, (number + 1) * rows)
-                for name, part in tensor.parts.items()
-            },
-        )
-        for number in range(experts)
+        matrix_of(tensor, number).renamed(spec.expert_name.format(number))
+        for number in range(tensor.shape[0])
     ]

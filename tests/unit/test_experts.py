@@ -13,10 +13,9 @@ from halfbyte.converters import get_format, read
 from halfbyte.converters.architectures import get_architecture
 from halfbyte.converters.format import WriteOptions
 from halfbyte.converters.gguf.expert_keys import experts_label
+from halfbyte.converters.gguf.imatrix import ImportanceEntry, ImportanceMatrix, write_importance
 from halfbyte.converters.gguf.metadata_value import typed
 from halfbyte.converters.hugging_face.experts import (
-    SlicePart,
-    StackedPart,
     split_experts,
     stacks,
     with_stacked_experts,
@@ -26,9 +25,12 @@ from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph
 from halfbyte.ir.ops import op_spec
 from halfbyte.ir.ops.spec import Context
+from halfbyte.ir.part_views import SlicePart, StackedPart
 from halfbyte.ir.tensor import ArrayPart, Tensor, tensor_from_array
 from halfbyte.kernels import cpu
+from halfbyte.pipeline import convert, quantize
 from halfbyte.quant.algorithms.rtn import requantize
+from halfbyte.runtime.cpu import CpuBackend
 from halfbyte.runtime.cpu_experts import Experts, groups
 from halfbyte.runtime.session import Session
 from support.random_models import random_model
@@ -85,9 +87,10 @@ def test_neither_batch_nor_threads_change_a_row(encoding: str, compute: str) -> 
 
 @needs_kernels
 def test_only_chosen_experts_are_made() -> None:
-    data = np.random.default_rng(3).standard_normal((4 * 8, 32)).astype(np.float32)
-    experts = Experts(cpu.LinearWeight("float32", data, 32, 32), 4)
-    np.testing.assert_array_equal(experts[2].decode(), data[16:24])
+    weight = stack("Q8_0")
+    experts = Experts(weight, CpuBackend().upload)
+    np.testing.assert_array_equal(experts[2].decode(), weight.numpy()[2])
+    assert experts.count == EXPERTS
     assert list(experts._held) == [2]
     assert experts[2] is experts[2]
 
@@ -234,3 +237,48 @@ def test_broken_configs(changes: dict[str, Any], rule: str) -> None:
     architecture = get_architecture("qwen3_moe")
     with pytest.raises(FormatError, match=rule):
         architecture.canonical_config({**architecture.EXAMPLE, **changes})
+
+
+def test_an_expert_beyond_the_config_is_kept_unused() -> None:
+    architecture, config, weights = pieces()
+    name = "model.layers.0.mlp.experts.8.up_proj.weight"
+    extra = weights["model.layers.0.mlp.experts.7.up_proj.weight"].renamed(name)
+    found = with_stacked_experts({**weights, name: extra}, architecture, config)
+    assert name in found
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_folders_and_files_quantize_alike(model_type: str, tmp_path: Path) -> None:
+    sizes = dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size"), 256) | {
+        "shared_expert_intermediate_size": 256
+    }
+    model = random_model(model_type, **sizes)
+    get_format("hf").write(model, tmp_path / "folder", WriteOptions())
+    get_format("gguf").write(model, tmp_path / "plain.gguf", WriteOptions())
+    rng, entries = np.random.default_rng(4), {}
+    for name, tensor in read(tmp_path / "plain.gguf").weights.items():
+        if name.startswith("blk.") and len(tensor.shape) > 1:
+            matrices = int(np.prod(tensor.shape[:-2], dtype=int))
+            sums = rng.standard_normal((matrices, tensor.columns)).astype(np.float32) ** 2
+            entries[name] = ImportanceEntry(sums, rng.integers(0, 50, matrices))
+    write_importance(ImportanceMatrix(entries, ("text",), 3), tmp_path / "matrix.gguf")
+    found = []
+    for source in ("folder", "plain.gguf"):
+        target = tmp_path / f"{source}-q.gguf"
+        report = quantize(
+            tmp_path / source, target, type="Q4_K_M", imatrix=tmp_path / "matrix.gguf", threads=1
+        )
+        assert sum(t.values for t in report.tensors) == sum(t.size for t in model.weights.values())
+        found.append(read(target).by_key())
+    for key, tensor in found[0].items():
+        assert tensor.encoding == found[1][key].encoding
+        same = tensor.read()["data"], found[1][key].read()["data"]
+        np.testing.assert_array_equal(*(part.view(np.uint8) for part in same), err_msg=str(key))
+
+
+def test_a_report_counts_the_pieces(tmp_path: Path) -> None:
+    model = random_model("mixtral")
+    get_format("gguf").write(model, tmp_path / "a.gguf", WriteOptions())
+    report = convert(tmp_path / "a.gguf", tmp_path / "folder")
+    assert sum(t.values for t in report.tensors) == sum(t.size for t in model.weights.values())
+    assert sum(t.source_name == "blk.1.ffn_up_exps.weight" for t in report.tensors) == 4
