@@ -10,6 +10,7 @@ import click
 
 from halfbyte.cli.options import device_options, output_options, source_options
 from halfbyte.cli.output import print_json, print_table, print_warnings, progress_bar
+from halfbyte.errors import HalfbyteError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,6 +109,7 @@ def _merged(sources: tuple[str, ...]) -> ImportanceMatrix:
 def _collected(
     source: str, output: str, options: dict[str, Any]
 ) -> tuple[ImportanceMatrix, int, tuple[str, ...]]:
+    from halfbyte.conversion import refuse_replacing_data
     from halfbyte.importance import ImportanceRequest, collect_importance
     from halfbyte.pipeline import open
 
@@ -124,7 +126,11 @@ def _collected(
         threads=options["threads"],
         device=options["device"],
     )
+    target = Path(output)
+    if target.exists() and Path(options["data"]).exists() and target.samefile(options["data"]):
+        raise HalfbyteError(f"{output}: is the text itself; write somewhere else")
     model = open(source, revision=options["revision"], allow_pickle=options["allow_pickle"])
+    refuse_replacing_data(model, [target])
     silent = options["quiet"] or options["as_json"]
 
     def save(matrix: ImportanceMatrix) -> None:

@@ -12,9 +12,10 @@ from halfbyte.kernels.layouts import LAYOUTS
 def reencode(
     kind: str, source: LinearWeight, importance: Float32 | None = None, compat: bool = False
 ) -> NDArray[np.uint8] | None:
-    """Return cpu.encode(kind, source.decode()) without holding the values; None if one is infinite.
+    """Return cpu.encode(kind, source.decode()) without holding the values.
 
-    NaN counts as infinite. Works on the calling thread alone: writers call it from several threads.
+    None where one is NaN, infinite or 2^40 and more: then the caller's own checks decide. Works on
+    the calling thread alone: writers call it from several threads.
 
     Raises:
         ValueError: as cpu.encode.
@@ -23,5 +24,5 @@ def reencode(
         raise ValueError(f"reencode: kind {kind!r} has no encoder")
     layout = LAYOUTS[kind]
     out = np.empty((source.rows, -(-source.columns // layout.values) * layout.bytes), np.uint8)
-    is_finite = native().reencode(source.native, kind_id(kind), importance, out, compat)
-    return out if is_finite else None
+    is_moderate = native().reencode(source.native, kind_id(kind), importance, out, compat)
+    return out if is_moderate else None

@@ -39,6 +39,7 @@ def planned_importance(
     """
     found: dict[str, NDArray[np.float32]] = {}
     missing: list[str] = []
+    dead: list[str] = []
     notices: list[str] = []
     searched = [decision for decision in plan.decisions if decision.is_search]
     for decision in searched:
@@ -55,7 +56,12 @@ def planned_importance(
                 f"values for it and {tensor.columns} are required"
             )
         else:
-            found[tensor.name] = shaped
+            if not shaped.any(axis=-1).all():
+                dead.append(tensor.name)
+            found[tensor.name] = _without_dead_matrices(shaped)
+    if dead:
+        what = "is 0 for all columns, encoded without importance"
+        notices.append(f"{source.path}: the importance of {_told(dead)} {what}")
     if missing and not found and not notices:
         rule = f"{source.path} has no entry for it nor for any other weight; is it another model's?"
         raise QuantizationError(missing[0], rule)
@@ -64,9 +70,22 @@ def planned_importance(
     return found, notices
 
 
+def _told(names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN_NAMES]) + (" ..." if len(names) > SHOWN_NAMES else "")
+    return f"{len(names)} weights ({shown})"
+
+
 def _missing_notice(missing: list[str], path: str) -> str:
-    shown = ", ".join(missing[:SHOWN_NAMES]) + (" ..." if len(missing) > SHOWN_NAMES else "")
-    return f"{path}: no entry for {len(missing)} weights ({shown}), encoded without importance"
+    return f"{path}: no entry for {_told(missing)}, encoded without importance"
+
+
+def _without_dead_matrices(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return [..., columns] with 1 throughout where all columns of a matrix have 0.
+
+    With nothing to weigh errors by, a search would take zeros for the best codes.
+    """
+    alive = values.any(axis=-1, keepdims=True)
+    return np.where(alive, values, np.float32(1))
 
 
 def _matrices(tensor: Tensor) -> int:

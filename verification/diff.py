@@ -38,8 +38,8 @@ class TensorDifference:
     shape: of the first, or of the one that is there. first, second: encodings, with the shape where
     shapes differ, or `absent`.
     blocks, differing_blocks: of the encoding, where both have the same one.
-    max_abs_error: largest |second - first|. relative_error: root mean square of the difference
-    over that of the first; NaN where values were not compared.
+    max_abs_error: largest |second - first|, infinite if one is NaN. relative_error: root mean
+    square of the difference over that of the first; NaN where values were not compared.
     """
 
     name: str
@@ -270,6 +270,9 @@ class _Errors:
         """Add rows [rows, columns] float32 of both."""
         with np.errstate(invalid="ignore", over="ignore"):
             gap = np.abs(second.astype(np.float64) - first)
+        same = (first == second) | (np.isnan(first) & np.isnan(second))
+        gap[np.isnan(gap)] = np.inf
+        gap[same] = 0
         self.counted = True
         self.largest = max(self.largest, float(gap.max(initial=0.0)))
         self.difference += float(np.square(gap).sum())

@@ -218,6 +218,8 @@ def edit_metadata(
         _patch(source, header)
         return True
     target = source if destination is None else destination
+    if target.is_dir():
+        raise HalfbyteError(f"{target}: is a folder, a file was required; name a file")
     partial = target.with_name(f".{target.name}.edited")
     try:
         write_gguf(partial, pairs, tensors, threads, progress)

@@ -206,15 +206,19 @@ def merge_importance(
     older form count chunks, of as many tokens.
 
     Raises:
-        FormatError: two files disagree on the size of a weight.
+        FormatError: two files disagree on the size of a weight, or sums leave float32's range.
     """
     given = list(matrices)
     size = chunk_size or next((m.chunk_size for m in given if m.chunk_size), DEFAULT_CHUNK_SIZE)
     merged: dict[str, ImportanceEntry] = {}
-    for matrix in given:
-        for name, entry in matrix.raw(size).entries.items():
-            held = merged.get(name)
-            merged[name] = entry if held is None else _added(matrix.path, name, held, entry)
+    with np.errstate(over="ignore"):
+        for matrix in given:
+            for name, entry in matrix.raw(size).entries.items():
+                held = merged.get(name)
+                merged[name] = entry if held is None else _added(matrix.path, name, held, entry)
+                if not np.isfinite(merged[name].sums).all():
+                    rule = f"weight {name!r}: sums leave float32's range here; leave this file out"
+                    raise FormatError(matrix.path, rule)
     datasets = tuple(name for matrix in given for name in matrix.datasets)
     tokens = max((int(entry.counts.max()) for entry in merged.values()), default=0)
     return ImportanceMatrix(merged, datasets, tokens // size, size, "")

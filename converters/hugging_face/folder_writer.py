@@ -75,6 +75,9 @@ def write_folder(model: Model, path: Path, options: WriteOptions) -> list[Writte
     """
     require_flavour(options.flavour)
     architecture = _architecture(model)
+    if architecture is not None and model.build is None:
+        what = f"architecture {model.architecture!r} without settings that are understood"
+        raise UnsupportedError(what, "--to hf", advice="write .gguf or .hb")
     if architecture is None and model.build is not None and path.suffix != ".safetensors":
         what, where = "a plain graph as a folder without model_type", "--to hf"
         raise UnsupportedError(what, where, advice="write .onnx, .hb, or .safetensors for weights")

@@ -78,13 +78,14 @@ def encode_exhaustive(
     pieces = []
     for start in range(0, len(rows), step):
         piece = np.ascontiguousarray(rows[start : start + step], np.float32)
-        weight = search_weight(piece, importance)
         usual = encoding.encode(piece, importance)
-        try:
-            found = search(encoding, piece, weight, usual)
-        except QuantizationError:
-            found = usual
-        pieces.append(_better_blocks(encoding, piece, weight, usual["data"], found["data"]))
+        with np.errstate(over="ignore", invalid="ignore"):
+            weight = search_weight(piece, importance)
+            try:
+                found = search(encoding, piece, weight, usual)
+            except QuantizationError:
+                found = usual
+            pieces.append(_better_blocks(encoding, piece, weight, usual["data"], found["data"]))
     return {"data": np.concatenate(pieces)}
 
 

@@ -33,6 +33,7 @@ from halfbyte.ir.encodings.grid import (
     UNNAMED,
     require_codes,
     require_finite,
+    require_half_reach,
     shifted,
     spread,
     stored,
@@ -209,6 +210,11 @@ class SmallBlock(Encoding):
         data = self._by_kernel(rows, importance)
         return self.encode_reference(rows, importance) if data is None else {"data": data}
 
+    def _require_in_reach(self, rows: Float) -> None:
+        require_finite(rows)
+        if "d" in LAYOUTS[self.NAME].offsets:
+            require_half_reach(rows, self.name)
+
     def _by_kernel(
         self, rows: Float, importance: Float | None, compat: bool = False
     ) -> Array | None:
@@ -216,7 +222,7 @@ class SmallBlock(Encoding):
         if kernel is None:
             return None
         self.part_specs(*rows.shape)
-        require_finite(rows)
+        self._require_in_reach(rows)
         if importance is not None:
             importance = np.ascontiguousarray(importance, np.float32)
         data: Array = kernel(self.name, np.ascontiguousarray(rows, np.float32), importance, compat)
@@ -226,7 +232,7 @@ class SmallBlock(Encoding):
     def encode_reference(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
         """Return the same bytes as `encode`, by numpy alone."""
         self.part_specs(*rows.shape)
-        require_finite(rows)
+        self._require_in_reach(rows)
         if not rows.size:
             spec = self.part_specs(*rows.shape)["data"]
             return {"data": np.zeros(spec.shape, spec.dtype)}

@@ -26,7 +26,14 @@ from halfbyte.ir.encodings.encoding import Array, Encoding, Parts, PartSpec, Sca
 from halfbyte.ir.encodings.ggml_iq_points import Points, points_of
 from halfbyte.ir.encodings.ggml_k_fields import half
 from halfbyte.ir.encodings.ggml_search import Codes, Float, nearest_int, ordered_sum
-from halfbyte.ir.encodings.grid import UNNAMED, require_codes, require_finite, spread, values_of
+from halfbyte.ir.encodings.grid import (
+    UNNAMED,
+    require_codes,
+    require_finite,
+    require_half_reach,
+    spread,
+    values_of,
+)
 from halfbyte.ir.encodings.kernel_choice import cpu_kernel
 from halfbyte.kernels.layouts import LAYOUTS
 
@@ -207,6 +214,7 @@ class IQBlock(Encoding):
     def _require_fitting(self, rows: Float, importance: Float | None) -> None:
         self.part_specs(*rows.shape)
         require_finite(rows)
+        require_half_reach(rows, self.name)
         if self.NEEDS_IMPORTANCE and importance is None:
             raise QuantizationError(
                 UNNAMED,

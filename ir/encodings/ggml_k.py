@@ -56,6 +56,7 @@ from halfbyte.ir.encodings.grid import (
     nearest_codes,
     require_codes,
     require_finite,
+    require_half_reach,
     values_of,
 )
 from halfbyte.ir.encodings.kernel_choice import cpu_kernel
@@ -209,6 +210,7 @@ class KBlock(Encoding):
             return self.encode_reference(rows, importance)
         self.part_specs(*rows.shape)
         require_finite(rows)
+        require_half_reach(rows, self.name)
         if importance is not None:
             importance = np.ascontiguousarray(importance, np.float32)
         data: Array = kernel(self.name, np.ascontiguousarray(rows, np.float32), importance)
@@ -219,6 +221,7 @@ class KBlock(Encoding):
         """Return the bytes of `encode`, by numpy alone."""
         self.part_specs(*rows.shape)
         require_finite(rows)
+        require_half_reach(rows, self.name)
         if not rows.size:
             spec = self.part_specs(*rows.shape)["data"]
             return {"data": np.zeros(spec.shape, spec.dtype)}

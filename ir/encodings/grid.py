@@ -160,6 +160,23 @@ def require_finite(rows: NDArray[np.float32]) -> None:
         )
 
 
+def require_half_reach(rows: NDArray[np.float32], name: str) -> None:
+    """Check that weights [rows, columns] are not far beyond what scales of float16 can reach.
+
+    The largest that any type reaches is below 2^28. A search among larger values would square them
+    out of float32's range and take all codes for equally good, zeros among them.
+
+    Raises:
+        QuantizationError: a weight is 2^40 or more.
+    """
+    if max(float(rows.max(initial=0)), -float(rows.min(initial=0))) >= 2.0**40:
+        raise QuantizationError(
+            UNNAMED,
+            f"a scale leaves float16's range, {name} stores it as float16; "
+            "keep the tensor in bfloat16 or float32",
+        )
+
+
 def fractional_zero(offset: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the zero points, in codes, that stand for offsets: -offset / scale, [rows, groups].
 

@@ -50,7 +50,7 @@ def _fused(
     importance: NDArray[np.float32] | None,
     compat: bool,
 ) -> Array | None:
-    """Return the blocks, or None where the kernels cannot or a value is not finite."""
+    """Return the blocks, or None where the kernels cannot or a value is NaN or too large."""
     check: Any = getattr(target, "require_finite_scales", None)
     can = cpu_kernel("decode", source.name) and cpu_kernel("encode", target.name)
     refuses = target.needs_importance and importance is None

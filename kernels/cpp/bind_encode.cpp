@@ -139,13 +139,14 @@ void least_error(nb::object x, nb::object w, nb::object scale, nb::object minimu
                   [&](int64_t from, int64_t to) { encoders().least_error(job, from, to); });
 }
 
-bool all_finite(const float* x, int64_t n) {
+// Below 2^40: squares stay in float32's range, and more is in reach of no scale of float16.
+bool all_moderate(const float* x, int64_t n) {
     uint32_t largest = 0;
     for (int64_t i = 0; i < n; ++i) largest = std::max(largest, float_to_bits(x[i]) & 0x7FFFFFFFu);
-    return largest < 0x7F800000u;
+    return largest < 0x53800000u;
 }
 
-// Rows pass through a few kilobytes of float32; false where one holds NaN or an infinity.
+// Rows pass through a few kilobytes of float32; false where one is too large, infinite or NaN.
 bool reencode(const Weight& weight, int kind_index, nb::object importance, nb::object out,
               bool compat) {
     const WeightView& source = weight.view();
@@ -158,7 +159,7 @@ bool reencode(const Weight& weight, int kind_index, nb::object importance, nb::o
     for (int64_t from = 0; from < source.rows; from += step) {
         const int64_t to = std::min(source.rows, from + step);
         kernels().decode(source, from, to, values);
-        if (!all_finite(values, (to - from) * columns)) return false;
+        if (!all_moderate(values, (to - from) * columns)) return false;
         encoders().encode(request.kind, values, w, compat, to - from, columns, request.row(from));
     }
     return true;

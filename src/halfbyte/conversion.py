@@ -39,13 +39,25 @@ Progress = Callable[[int], None]
 ProgressFor = Callable[[int], Progress | None]
 
 
-def _refuse_overwriting(source: Path, destination: Path) -> None:
+def _refuse_overwriting(source: Path, destination: Path, role: str = "the source") -> None:
     if destination.exists() and source.resolve() == destination.resolve():
-        raise HalfbyteError(f"{destination}: is the source itself; write somewhere else")
+        raise HalfbyteError(f"{destination}: is {role} itself; write somewhere else")
 
 
-def _refuse_replacing_data(model: Model, files: Iterable[Path]) -> None:
-    """Check that no file of the output is one that the source reads."""
+def _refuse_overwriting_helpers(request: OutputRequest, destination: Path) -> None:
+    """Check that the output is none of the files that it is made with."""
+    if request.imatrix:
+        _refuse_overwriting(Path(request.imatrix), destination, "the importance matrix")
+    for adapter, _ in request.lora:
+        _refuse_overwriting(Path(adapter), destination, "the adapter")
+
+
+def refuse_replacing_data(model: Model, files: Iterable[Path]) -> None:
+    """Check that no file of the output is one that the source reads.
+
+    Raises:
+        HalfbyteError: one is.
+    """
     there = {file.resolve(): file for file in files if file.exists()}
     if not there:
         return
@@ -135,6 +147,7 @@ def _planned(source: Path, output: Path, request: OutputRequest) -> _Job:
 
     if not (request.dry_run or request.split.is_asked):
         _refuse_overwriting(source, output)
+        _refuse_overwriting_helpers(request, output)
     threads = request.threads or available_threads()
     _require_device(request.device, threads)
     target, flavour = format_for_output(output, request.to)
@@ -186,7 +199,7 @@ def _written(job: _Job, progress: ProgressFor | None) -> ConvertReport:
     """Write what was planned."""
     output, options = job.output, job.options
     parts = tuple(job.forecast().files) if options.gguf.is_split else ()
-    _refuse_replacing_data(job.model, parts or (output, output.with_name(f"{output.name}.data")))
+    refuse_replacing_data(job.model, parts or (output, output.with_name(f"{output.name}.data")))
     total = sum(tensor.nbytes for tensor in job.planned.weights.values())
     advance = None if progress is None else progress(total)
     tensors = job.target.write(job.planned, output, replace(options, progress=advance))

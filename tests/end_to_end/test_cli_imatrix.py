@@ -43,6 +43,28 @@ def test_collects_from_every_format(collect, tmp_path):
     assert 0.8 < quantized @ first / lengths < 0.9999
 
 
+def test_never_replaces_what_it_is_made_of(cli, models, tmp_path):
+    model, text = tmp_path / "llama.gguf", tmp_path / "text.txt"
+    model.write_bytes((models / "llama.gguf").read_bytes())
+    text.write_bytes((models / "text.txt").read_bytes())
+    link = tmp_path / "link.gguf"
+    link.symlink_to(model)
+    before = model.read_bytes(), text.read_bytes()
+    for output in (model, link, text):
+        done = cli("imatrix", model, "--data", text, "--context", 16, "--chunks", 1, "-o", output)
+        assert done.code == 1 and str(output) in done.err
+        assert (model.read_bytes(), text.read_bytes()) == before
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for file in (models / "llama").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights = folder / "model.safetensors"
+    before = weights.read_bytes()
+    done = cli("imatrix", folder, "--data", text, "--context", 16, "--chunks", 1, "-o", weights)
+    assert done.code == 1 and "holds data of the source" in done.err
+    assert weights.read_bytes() == before
+
+
 def test_json(collect, tmp_path, models):
     found = collect(tmp_path / "x.gguf", "--chunks", 2, "--from-chunk", 1, "--json").json()
     assert found["output"] == str(tmp_path / "x.gguf")

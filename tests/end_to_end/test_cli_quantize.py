@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ import numpy as np
 import pytest
 
 from halfbyte.converters.gguf.container import read_container
-from halfbyte.converters.gguf.imatrix import ImportanceEntry, ImportanceMatrix, write_importance
+from halfbyte.converters.gguf.imatrix import (
+    ImportanceEntry,
+    ImportanceMatrix,
+    read_importance,
+    write_importance,
+)
+from halfbyte.pipeline import open
 from support.gguf_models import gguf_bytes, write
 from support.mix_models import MixModel
 from support.random_models import random_model
@@ -243,3 +250,37 @@ def test_exhaustive_search_keeps_types_and_lessens_errors(cli, models, tmp_path)
     assert sum(e for _, e in errors["exhaustive"].values()) < sum(
         e for _, e in errors["default"].values()
     )
+
+
+def test_the_importance_matrix_is_not_overwritten(cli, source, tmp_path):
+    matrix = importance_file(source, tmp_path / "imatrix.gguf")
+    before = matrix.read_bytes()
+    done = cli("quantize", source, matrix, "--type", "Q4_K_M", "--imatrix", matrix)
+    assert done.code == 1 and "is the importance matrix itself" in done.err
+    assert matrix.read_bytes() == before
+
+
+@pytest.mark.parametrize("ending", ["folder", "out.hb"])
+def test_settings_that_are_not_understood(ending, cli, source, tmp_path):
+    odd = tmp_path / "odd.gguf"
+    assert cli("edit", source, odd, "--set", "llama.rope.scaling.type:str=odd").code == 0
+    done = cli("convert", odd, tmp_path / ending)
+    assert (done.code, "Traceback" in done.err) == (int(ending == "folder"), False)
+    if done.code:
+        assert "without settings that are understood" in done.err and ".hb" in done.err
+        assert not (tmp_path / ending).exists()
+
+
+@pytest.mark.parametrize("name", ["Q4_K_M", "IQ2_XXS"])
+def test_importance_of_zero_throughout_does_not_make_zeros(name, cli, source, tmp_path):
+    matrix = importance_file(source, tmp_path / "imatrix.gguf")
+    found = read_importance(matrix)
+    dead = "blk.0.ffn_down.weight"
+    zeros = replace(found.entries[dead], sums=np.zeros_like(found.entries[dead].sums))
+    write_importance(replace(found, entries={**found.entries, dead: zeros}), matrix)
+    done = cli("quantize", source, tmp_path / "a.gguf", "--type", name, "--imatrix", matrix)
+    assert done.code == 0
+    assert f"the importance of 1 weights ({dead}) is 0 for all columns" in done.err
+    values = open(tmp_path / "a.gguf").weights[dead].numpy()
+    wanted = open(source).weights[dead].numpy()
+    assert np.square(values - wanted).sum() < 0.3 * np.square(wanted).sum()

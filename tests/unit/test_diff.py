@@ -43,6 +43,23 @@ def test_values_that_differ_are_counted_and_measured() -> None:
     assert found.relative_error == pytest.approx(math.hypot(0.5, 0.25) / norm, rel=1e-6)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_is_an_infinite_error(bad: float) -> None:
+    model = random_model("llama")
+    name = "model.layers.0.mlp.up_proj.weight"
+    values = model.weights[name].numpy().copy()
+    values[3, 5] = bad
+    broken = changed(model, name, values)
+    for first, second in ((model, broken), (broken, model)):
+        (found,) = compare(first, second).tensors
+        assert (found.differing_blocks, found.max_abs_error) == (1, math.inf)
+    assert compare(broken, broken).identical
+    more = values.copy()
+    more[4, 4] += 1
+    (found,) = compare(broken, changed(model, name, more)).tensors
+    assert found.max_abs_error == pytest.approx(1)
+
+
 def test_missing_tensors_and_shapes() -> None:
     model = random_model("llama")
     names = list(model.weights)

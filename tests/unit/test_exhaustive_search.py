@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -136,3 +138,15 @@ def test_other_encodings_are_encoded_as_always() -> None:
         np.testing.assert_array_equal(
             encode_exhaustive(encoding, rows)["data"], encoding.encode(rows)["data"]
         )
+
+
+def test_the_largest_values_are_searched_without_numpy_warnings() -> None:
+    rows = np.zeros((2, 64), np.float32)
+    rows[1, 5] = 1e38
+    encoding = encoding_from_name("MXFP4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = encode_exhaustive(encoding, rows)["data"]
+        with pytest.raises(QuantizationError):
+            encode_exhaustive(encoding_from_name("Q4_0"), rows)
+    np.testing.assert_array_equal(data, encoding.encode(rows)["data"])

@@ -88,6 +88,15 @@ def test_merge_of_one_count_with_several():
     assert merged.entries[NAME].counts.tolist() == [10, 8]
 
 
+def test_merge_refuses_sums_beyond_float32(recwarn: pytest.WarningsRecorder):
+    large = ImportanceMatrix(
+        {"w": ImportanceEntry(np.full((1, 4), 3e38, np.float32), np.ones(1, np.int64))}, path="b"
+    )
+    with pytest.raises(FormatError, match="b: weight 'w': sums leave float32's range"):
+        merge_importance([large, large])
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("second", [one([[1, 2, 3]], 1), one([[1], [2]], 1, 1)])
 def test_merge_refuses_other_sizes(second: ImportanceMatrix):
     first = one([[1], [2], [3], [4]], 1, 1, 1, 1)

@@ -177,6 +177,30 @@ def test_errors_carry_the_name_of_the_tensor() -> None:
         requantize(dense_tensor(2, 40), encoding_from_name("Q4_0"))
 
 
+HALF_SCALES = (
+    "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS "
+    "IQ3_S IQ4_NL IQ4_XS TQ1_0 TQ2_0 Q1_0 Q2_0"
+)
+
+
+@pytest.mark.parametrize("name", HALF_SCALES.split())
+@pytest.mark.parametrize("largest", [3e12, 1e20, 3e38])
+@pytest.mark.parametrize("single", [True, False])
+def test_weights_whose_squares_overflow_never_become_zeros(
+    name: str, largest: float, single: bool
+) -> None:
+    rows = normal_rows(2, 256).clip(-1, 1)
+    rows[1] *= 1 if single else np.float32(largest)
+    rows[1, 7] = -largest
+    encoding = encoding_from_name(name)
+    importance = np.linspace(1, 2, 256, dtype=np.float32)
+    with pytest.raises(QuantizationError, match="'w': a scale leaves float16's range"):
+        requantize(tensor_from_array("w", rows), encoding, importance).numpy()
+    for method in (encoding.encode, encoding.encode_reference):  # type: ignore[attr-defined]
+        with pytest.raises(QuantizationError, match="a scale leaves float16's range"):
+            method(rows, importance)
+
+
 def test_any_source_is_quantized_through_its_float32_values() -> None:
     for source in ("float16", "bfloat16", "float64", "Q8_0", "int8-g32"):
         tensor = encoded(source, 4, 64)
