@@ -166,7 +166,7 @@ def _collected(
 def find_importance(path: str | Path) -> ImportanceMatrix | None:
     """Return the importance matrix that a file holds, None for any other file.
 
-    The older form has no magic: it is told by the ending `.dat`.
+    The older form has no magic: it is told by the ending `.dat` of a file that is nothing else.
 
     Raises:
         FormatError: the file is one, but breaks a rule of its form.
@@ -174,9 +174,21 @@ def find_importance(path: str | Path) -> ImportanceMatrix | None:
     from halfbyte.converters.gguf.imatrix import is_importance, read_importance
 
     file = Path(path)
-    if not file.is_file() or not (file.suffix == ".dat" or is_importance(file)):
+    if not file.is_file() or not (is_importance(file) or _is_unknown_dat(file)):
         return None
     return read_importance(file)
+
+
+def _is_unknown_dat(file: Path) -> bool:
+    from halfbyte.converters import detect
+
+    if file.suffix != ".dat":
+        return False
+    try:
+        detect(file)
+    except HalfbyteError:
+        return True
+    return False
 
 
 def describe_importance(matrix: ImportanceMatrix) -> ImportanceReport:
