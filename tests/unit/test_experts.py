@@ -282,3 +282,30 @@ def test_a_report_counts_the_pieces(tmp_path: Path) -> None:
     report = convert(tmp_path / "a.gguf", tmp_path / "folder")
     assert sum(t.values for t in report.tensors) == sum(t.size for t in model.weights.values())
     assert sum(t.source_name == "blk.1.ffn_up_exps.weight" for t in report.tensors) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"expert_count": 3}, "has shape"),
+        ({"expert_count": 2**31 - 1}, "num_experts is 2147483647"),
+        ({"expert_count": "four"}, "STRING 'four', an integer of at least 0"),
+        ({"expert_count": 0}, "missing"),
+        ({"expert_used_count": 9}, "num_experts_per_tok is 9"),
+        ({"expert_used_count": 0}, "expert_used_count' is UINT32 0"),
+        ({"expert_used_count": None}, "expert_used_count' is missing"),
+    ],
+    ids=str,
+)
+def test_broken_gguf_keys(changes: dict[str, Any], rule: str, tmp_path: Path) -> None:
+    get_format("gguf").write(random_model("mixtral"), tmp_path / "a.gguf", WriteOptions())
+    found = read(tmp_path / "a.gguf")
+    pairs = dict(found.metadata["gguf"])
+    for key, value in changes.items():
+        del pairs[f"llama.{key}"]
+        if value is not None:
+            pairs[f"llama.{key}"] = typed(value)
+    broken = replace(found, metadata={"gguf": pairs})
+    get_format("gguf").write(broken, tmp_path / "b.gguf", WriteOptions())
+    with pytest.raises(FormatError, match=rule):
+        read(tmp_path / "b.gguf")
