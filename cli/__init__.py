@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
+
+from halfbyte.errors import EXIT_INTERRUPTED
 
 # name: (module, line in `halfbyte --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -24,9 +27,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from halfbyte.cli.group import run
-
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # names and texts may not fit the terminal
-    sys.exit(run(sys.argv[1:]))
+    try:
+        from halfbyte.cli.group import run
+
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while modules are imported
+        print("\nerror: interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    if code == EXIT_INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more must not break the way out
+    sys.exit(code)

@@ -14,12 +14,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib import import_module
+from types import ModuleType
 
 import click
 import pytest
 
 from halfbyte import __version__
-from halfbyte.cli import COMMANDS, group
+from halfbyte.cli import COMMANDS, group, main
 from halfbyte.cli.output import print_json
 from halfbyte.errors import GateError, HalfbyteError
 from support.model_folders import tiny_model, write_model
@@ -96,6 +97,11 @@ def test_wrong_usage(arguments, cli):
 def test_debug_raises(models):
     with pytest.raises(HalfbyteError, match="no such file"):
         group.run(["--debug", "inspect", str(models / "nothing.gguf")])
+
+
+class Interrupting(ModuleType):
+    def __getattr__(self, name: str) -> None:
+        raise KeyboardInterrupt
 
 
 def raising(error: BaseException) -> click.Command:
@@ -194,6 +200,19 @@ def test_an_interrupt_while_text_streams(tmp_path):
         _, shown = running.communicate(timeout=60)
     assert running.returncode == 130
     assert shown.decode().strip() == "error: interrupted"
+
+
+def test_an_interrupt_while_modules_are_imported(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "halfbyte.cli.group", Interrupting("halfbyte.cli.group"))
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as left:
+            main()
+    finally:
+        ignored = signal.signal(signal.SIGINT, before)
+    assert left.value.code == 130
+    assert ignored is signal.SIG_IGN
+    assert capsys.readouterr().err == "\nerror: interrupted\n"
 
 
 def test_output_survives_a_terminal_without_unicode(models):
