@@ -29,4 +29,6 @@ def command(**options: Any) -> None:
 
     if options["destination"] is None and not options["dry_run"]:
         raise click.UsageError("Missing argument 'DST'; only --dry-run does without.")
+    if options["leave_output"] and options["output_type"]:
+        raise click.UsageError("--leave-output and --output-type exclude each other")
     write(quantize, "quantizing", **options)

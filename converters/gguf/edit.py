@@ -20,6 +20,7 @@ from halfbyte.converters.gguf.container import Container, read_container
 from halfbyte.converters.gguf.ggml_types import VALUE_DTYPES, ValueType
 from halfbyte.converters.gguf.metadata_value import MetadataValue, typed
 from halfbyte.converters.gguf.reader import read_model
+from halfbyte.converters.gguf.split import NAME_PATTERN
 from halfbyte.converters.gguf.writer import alignment_of, header_bytes, write_gguf
 from halfbyte.errors import HalfbyteError
 from halfbyte.files import atomic_file
@@ -220,6 +221,7 @@ def edit_metadata(
     target = source if destination is None else destination
     if target.is_dir():
         raise HalfbyteError(f"{target}: is a folder, a file was required; name a file")
+    _refuse_other_parts(source, target)
     partial = target.with_name(f".{target.name}.edited")
     try:
         write_gguf(partial, pairs, tensors, threads, progress)
@@ -228,6 +230,16 @@ def edit_metadata(
     finally:
         partial.unlink(missing_ok=True)
     return False
+
+
+def _refuse_other_parts(source: Path, target: Path) -> None:
+    """Check that `target` is no other part of the split model that `source` is a part of."""
+    one, other = NAME_PATTERN.fullmatch(source.name), NAME_PATTERN.fullmatch(target.name)
+    if one is None or other is None or not target.exists() or target.samefile(source):
+        return
+    together = source.parent.resolve() == target.parent.resolve()
+    if together and one.group(1, 3) == other.group(1, 3):
+        raise HalfbyteError(f"{target}: is another part of the same model; write somewhere else")
 
 
 def _same_place(container: Container, header: bytes, alignment: int) -> bool:

@@ -216,6 +216,9 @@ def _pairs(modules: Modules, names: _Names, scales: _Scales, where: str) -> Iter
         if not 0 < rank <= MAX_RANK:
             raise FormatError(where, f"rank of {module!r} is {rank}, 1 to {MAX_RANK} are possible")
         dora = entry.get("dora")
+        if dora is None and scales.settings.get("use_dora"):
+            rule = f"use_dora is set, lora_magnitude_vector of {module!r} is missing"
+            raise FormatError(where, f"{rule}; the file is damaged")
         pair = Pair(module, key, a, b, scales.scale(module, rank), dora)
         check_pair(pair, where)
         found.append(pair)

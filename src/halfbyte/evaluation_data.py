@@ -47,7 +47,9 @@ def read_text(path: str | Path | None) -> str:
         shipped = files("halfbyte.verification").joinpath("texts/shakespeare.txt")
         return shipped.read_text(encoding="utf-8")
     if not Path(path).is_file():
-        raise HalfbyteError(f"{path}: no such file; --data takes a text file or an .npz of inputs")
+        is_device = Path(path).exists() and not Path(path).is_dir()
+        found = "is no regular file" if is_device else "no such file"
+        raise HalfbyteError(f"{path}: {found}; --data takes a text file or an .npz of inputs")
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

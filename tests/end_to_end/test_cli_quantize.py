@@ -252,6 +252,14 @@ def test_exhaustive_search_keeps_types_and_lessens_errors(cli, models, tmp_path)
     )
 
 
+def test_two_wishes_for_the_output_head(cli, source, tmp_path):
+    output = tmp_path / "a.gguf"
+    wishes = ("--leave-output", "--output-type", "Q8_0")
+    done = cli("quantize", source, output, "--type", "Q4_0", *wishes)
+    assert done.code == 2 and "exclude each other" in done.err
+    assert not output.exists()
+
+
 def test_the_importance_matrix_is_not_overwritten(cli, source, tmp_path):
     matrix = importance_file(source, tmp_path / "imatrix.gguf")
     before = matrix.read_bytes()

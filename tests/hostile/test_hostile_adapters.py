@@ -134,6 +134,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"trainable_token_indices": [1]}, "single rows of the embedding"),
     ({"target_parameters": ["x"]}, "no layers of their own"),
     ({"lora_bias": True}, "biases"),
+    ({"use_dora": True}, "lora_magnitude_vector of 'model.layers.0.self_attn.q_proj' is missing"),
     ({"alora_invocation_tokens": [1, "x"]}, "no list of token ids"),
     ({"alora_invocation_tokens": [1, 2]}, "merging an activated LoRA"),
 ]

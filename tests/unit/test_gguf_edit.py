@@ -141,6 +141,26 @@ def test_an_edit_that_breaks_the_file_changes_nothing(model_file: Path, length: 
     assert [path.name for path in model_file.parent.iterdir()] == ["model.gguf"]
 
 
+def test_a_folder_is_no_destination(model_file: Path) -> None:
+    edit = MetadataEdit({"general.file_type": typed(1)})
+    with pytest.raises(HalfbyteError, match="is a folder, a file was required"):
+        edit_metadata(model_file, model_file.parent, edit)
+
+
+def test_a_part_does_not_replace_another(model_file: Path, tmp_path: Path) -> None:
+    parts = [tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
+    for part in parts:
+        part.write_bytes(model_file.read_bytes())
+    edit = MetadataEdit({"general.file_type": typed(1)})
+    with pytest.raises(HalfbyteError, match="another part of the same model"):
+        edit_metadata(parts[0], parts[1], edit)
+    assert parts[1].read_bytes() == model_file.read_bytes()
+    assert not edit_metadata(parts[0], parts[0], edit)
+    other = tmp_path / "other"
+    other.mkdir()
+    edit_metadata(parts[0], other / parts[1].name, edit)
+
+
 def test_special_tokens_by_text_and_id() -> None:
     pairs = {"tokenizer.ggml.tokens": typed(["a", "<eos>", "2"])}
     assert special_token(pairs, "eos", "<eos>") == (
