@@ -6,8 +6,8 @@
 #include "encode/iq2.hpp"
 #include "encode/iq3.hpp"
 #include "encode/iq4.hpp"
-#include "encode/ternary.hpp"
 #include "encode/k_blocks.hpp"
+#include "encode/ternary.hpp"
 #include "encode/weighted.hpp"
 
 namespace halfbyte {
