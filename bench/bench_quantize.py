@@ -2,7 +2,7 @@
 
     python bench/bench_quantize.py [F16.gguf] [--types Q4_K_M,IQ4_XS] [--imatrix FILE] [--threads 2]
 
-Without a file it makes a Llama of 496 million random float16 weights. Whole processes, alternating;
+Without a file it makes a Llama of 496 million random float16 weights (`--layers 4`: 156 million). Whole processes, alternating;
 medians of wall time in one run. Every tensor of both outputs is compared, type and bytes. The last
 columns say our peak of anonymous memory and the rate of our run over that of copying the source.
 """
@@ -36,7 +36,6 @@ CONFIG = {
     "vocab_size": 28000,
     "hidden_size": 1536,
     "intermediate_size": 4096,
-    "num_hidden_layers": 16,
     "num_attention_heads": 12,
     "num_key_value_heads": 12,
     "max_position_embeddings": 2048,
@@ -45,8 +44,8 @@ CONFIG = {
 }
 
 
-def make_source(path: Path) -> None:
-    """Write a Llama of 496 million random float16 weights as GGUF."""
+def make_source(path: Path, layers: int) -> None:
+    """Write a Llama of random float16 weights as GGUF: 496 million with 16 layers."""
     from halfbyte.converters.architectures import get_architecture
     from halfbyte.converters.format import WriteOptions
     from halfbyte.converters.gguf.format import GGUF
@@ -55,7 +54,7 @@ def make_source(path: Path) -> None:
     from halfbyte.ir.tensor import ArrayPart, Tensor, rows_and_columns
 
     architecture = get_architecture("llama")
-    config = architecture.canonical_config(CONFIG)
+    config = architecture.canonical_config({**CONFIG, "num_hidden_layers": layers})
     generator = np.random.default_rng(0)
     weights = {}
     for spec in architecture.weight_specs(config):
@@ -155,6 +154,7 @@ def main() -> None:
     parser.add_argument("source", type=Path, nargs="?")
     parser.add_argument("--types", default="")
     parser.add_argument("--imatrix", type=Path, help="a file, or `random` to make one")
+    parser.add_argument("--layers", type=int, default=16, help="of the model that is made")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -163,7 +163,7 @@ def main() -> None:
         source, imatrix = options.source, options.imatrix
         if source is None:
             source = folder / "source.gguf"
-            make_source(source)
+            make_source(source, options.layers)
         if imatrix is not None and str(imatrix) == "random":
             imatrix = folder / "imatrix.gguf"
             made_importance(source, imatrix)
