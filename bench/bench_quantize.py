@@ -2,9 +2,10 @@
 
     python bench/bench_quantize.py [F16.gguf] [--types Q4_K_M,IQ4_XS] [--imatrix FILE] [--threads 2]
 
-Without a file it makes a Llama of 496 million random float16 weights (`--layers 4`: 156 million). Whole processes, alternating;
-medians of wall time in one run. Every tensor of both outputs is compared, type and bytes. The last
-columns say our peak of anonymous memory and the rate of our run over that of copying the source.
+Without a file it makes a Llama of 496 million random float16 weights (`--layers 4`: 156 million).
+Whole processes, alternating; medians of wall time in one run. Every tensor of both outputs is
+compared, type and bytes. The last columns say our peak of anonymous memory and the rate of our run
+over that of copying the source.
 """
 
 from __future__ import annotations
