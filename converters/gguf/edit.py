@@ -211,6 +211,7 @@ def edit_metadata(
     """
     container = read_container(source)
     pairs = edited(container.metadata, edit)
+    _require_name_of_part(container, pairs, source if destination is None else destination)
     tensors = _tensors(container)
     alignment = alignment_of(pairs)
     header = header_bytes(pairs, tensors, alignment)
@@ -230,6 +231,19 @@ def edit_metadata(
     finally:
         partial.unlink(missing_ok=True)
     return False
+
+
+def _require_name_of_part(
+    container: Container, pairs: Mapping[str, MetadataValue], target: Path
+) -> None:
+    """Check that a file which becomes one of several parts has the name of one."""
+    count = pairs.get(SPLIT_KEY)
+    if count is None or count == container.metadata.get(SPLIT_KEY) or count.value in (0, 1):
+        return
+    match = NAME_PATTERN.fullmatch(target.name)
+    if match is None or int(match[3]) != count.value:
+        rule = f"{SPLIT_KEY} {count.value} asks for a name that tells the part and their number"
+        raise HalfbyteError(f"{target}: {rule}; nothing was changed")
 
 
 def _refuse_other_parts(source: Path, target: Path) -> None:

@@ -212,8 +212,7 @@ class SmallBlock(Encoding):
 
     def _require_in_reach(self, rows: Float) -> None:
         require_finite(rows)
-        if "d" in LAYOUTS[self.NAME].offsets:
-            require_half_reach(rows, self.name)
+        require_half_reach(rows, self.name)
 
     def _by_kernel(
         self, rows: Float, importance: Float | None, compat: bool = False

@@ -74,6 +74,9 @@ class _Fp4(SmallBlock):
         blocks[:, LAYOUTS[self.NAME].offsets["qs"] :] = put_nibble_pairs(indices, self.NIBBLE_RUN)
         self._put_scales(blocks, scale)
 
+    def _require_in_reach(self, rows: Float) -> None:
+        require_finite(rows)
+
     def _scales(self, blocks: Array) -> Float:
         raise NotImplementedError
 

@@ -119,6 +119,15 @@ def test_scales_beyond_float16_are_refused(name: str) -> None:
         encoding_from_name(name).encode(rows)
 
 
+@pytest.mark.parametrize("largest", [1e4, 3e12, 3e38])
+def test_nvfp4_says_how_far_it_reaches(largest: float) -> None:
+    rows = np.full((1, 64), largest, np.float32)
+    encoding = encoding_from_name("NVFP4")
+    for method in (encoding.encode, encoding.encode_reference):  # type: ignore[attr-defined]
+        with pytest.raises(QuantizationError, match="beyond the 2688"):
+            method(rows)
+
+
 def test_mxfp4_takes_the_power_of_two_below_the_largest() -> None:
     rows = np.zeros((4, 32), np.float32)
     rows[:, 0] = [1, 7.9, 2.0**-140, 2.0**127]

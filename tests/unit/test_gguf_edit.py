@@ -141,6 +141,19 @@ def test_an_edit_that_breaks_the_file_changes_nothing(model_file: Path, length: 
     assert [path.name for path in model_file.parent.iterdir()] == ["model.gguf"]
 
 
+def test_a_whole_model_does_not_become_a_part(model_file: Path, tmp_path: Path) -> None:
+    before = model_file.read_bytes()
+    edit = MetadataEdit({"split.count": MetadataValue(np.uint16(3), ValueType.UINT16)})
+    with pytest.raises(HalfbyteError, match="split.count 3 asks for a name"):
+        edit_metadata(model_file, None, edit)
+    assert model_file.read_bytes() == before
+    part = tmp_path / "m-00001-of-00003.gguf"
+    assert not edit_metadata(model_file, part, edit)
+    edit = MetadataEdit({"split.count": MetadataValue(np.uint16(2), ValueType.UINT16)})
+    with pytest.raises(HalfbyteError, match="split.count 2 asks for a name"):
+        edit_metadata(part, None, edit)
+
+
 def test_a_folder_is_no_destination(model_file: Path) -> None:
     edit = MetadataEdit({"general.file_type": typed(1)})
     with pytest.raises(HalfbyteError, match="is a folder, a file was required"):
