@@ -62,12 +62,13 @@ class NamedType:
 
 
 def named_type(name: str) -> NamedType:
-    """Return what a name of `--type` stands for: a mix, or an encoding.
+    """Return what a name of `--type` stands for: a mix, or an encoding; mixes in any case.
 
     Raises:
         UnsupportedError: neither has this name; the nearest ones are named.
     """
-    mix = MIXES.get(ALIASES.get(name, name))
+    capitals = name.upper()
+    mix = MIXES.get(ALIASES.get(capitals, capitals))
     if mix is not None:
         return NamedType(mix.name, encoding_from_name(mix.base), mix)
     try:

@@ -21,6 +21,7 @@ from halfbyte.converters.format import (
     WriteOptions,
     WrittenTensor,
 )
+from halfbyte.converters.gguf.imatrix import is_importance
 from halfbyte.engine import available_threads
 from halfbyte.errors import HalfbyteError
 from halfbyte.importance_request import Importance
@@ -104,6 +105,9 @@ def _require_device(device: str, threads: int) -> None:
 
 
 def _read(path: Path, request: OutputRequest, threads: int) -> Model:
+    if is_importance(path):
+        advice = "`halfbyte inspect` shows what it holds, `--imatrix` uses it"
+        raise HalfbyteError(f"{path}: is an importance matrix, a model was required; {advice}")
     reader = detect(path)
     reader.verify_content(path, threads)
     return reader.read(path, request.options)

@@ -166,7 +166,6 @@ def test_errors_of_importance(cli, fails, source, tmp_path):
 def test_an_unknown_type_names_near_ones(fails, source, tmp_path):
     for wrong, near in (
         ("Q4_KM", "Q4_K_M"),
-        ("q4_k_m", "Q4_K_M"),
         ("IQ3", "IQ3_"),
         ("in4", "int4"),
     ):
@@ -292,3 +291,21 @@ def test_importance_of_zero_throughout_does_not_make_zeros(name, cli, source, tm
     values = open(tmp_path / "a.gguf").weights[dead].numpy()
     wanted = open(source).weights[dead].numpy()
     assert np.square(values - wanted).sum() < 0.3 * np.square(wanted).sum()
+
+
+def test_an_importance_matrix_is_no_model(fails, tmp_path):
+    entry = ImportanceEntry(np.ones((1, 64), np.float32), np.ones(1, np.float32))
+    matrix = ImportanceMatrix({"blk.0.ffn_up.weight": entry}, ("text",), 1, 512)
+    path = tmp_path / "imatrix.gguf"
+    write_importance(matrix, path)
+    for command in (["convert"], ["quantize", "--type", "Q4_0"]):
+        line = fails(command[0], path, tmp_path / "out.gguf", *command[1:])
+        assert "is an importance matrix, a model was required" in line
+
+
+def test_mixes_in_any_case(cli, models, tmp_path):
+    written = []
+    for name in ("Q4_K_M", "q4_k_m"):
+        cli("quantize", models / "llama.gguf", tmp_path / name, "--to", "gguf", "--type", name)
+        written.append((tmp_path / name).read_bytes())
+    assert written[0] == written[1]

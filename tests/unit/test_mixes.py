@@ -206,7 +206,7 @@ def test_names_of_types() -> None:
     assert named_type("Q4_K").name == "Q4_K_M" and named_type("Q4_K").file_type == 15
     assert named_type("int4-g32").file_type is None
     assert str(named_type("IQ2_M").base) == "IQ2_S"
-    for wrong, near in (("Q4_KM", "Q4_K_M"), ("iq3_m", "IQ3_M"), ("int44", "int4")):
+    for wrong, near in (("Q4_KM", "Q4_K_M"), ("iq3m", "IQ3_M"), ("int44", "int4")):
         with pytest.raises(UnsupportedError, match=near):
             named_type(wrong)
     assert math.isclose(named_type("Q8_0").base.bits_per_weight, 8.5)
