@@ -27,7 +27,7 @@ CLAIMS: Mapping[str, frozenset[str]] = MappingProxyType(
         | GRID_KINDS.keys()
         | {"float32", "float16", "bfloat16"},
         "linear": _READABLE,
-        "linear_int8": _BLOCKS | (_SMALL_BLOCKS - {"NVFP4"}) | {"Q4_K", "Q5_K", "affine"},
+        "linear_int8": _BLOCKS | _K_BLOCKS | (_SMALL_BLOCKS - {"NVFP4"}) | {"affine"},
         "gather_rows": _READABLE,
         **{
             name: frozenset({"float32"})

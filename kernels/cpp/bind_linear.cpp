@@ -66,11 +66,12 @@ void allocate_rows(LinearJob& job, bool floats, bool codes) {
     }
     if (!codes) return;
     const int64_t bytes = job.m * job.padded, pairs = job.m * blocks;
-    auto* memory = static_cast<uint8_t*>(thread_scratch(Scratch::codes, bytes + 12 * pairs));
+    auto* memory = static_cast<uint8_t*>(thread_scratch(Scratch::codes, bytes + 16 * pairs));
     job.codes = reinterpret_cast<int8_t*>(memory);
     job.code_scales = reinterpret_cast<float*>(memory + bytes);
     job.code_offsets = job.code_scales + pairs;
     job.code_sums = reinterpret_cast<int32_t*>(job.code_offsets + pairs);
+    job.code_pairs = job.code_sums + pairs;
 }
 
 void run_linear(LinearCall& call) {

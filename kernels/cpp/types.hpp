@@ -91,6 +91,7 @@ struct LinearJob {
     float* code_scales = nullptr;   // [m, padded / 32]
     int32_t* code_sums = nullptr;   // [m, padded / 32]: sums of codes
     float* code_offsets = nullptr;  // [m, padded / 32]: scale * sum
+    int32_t* code_pairs = nullptr;  // the same, sums of the first and the last 16 codes as int16
     int64_t row_tile = 0;           // rows of a weight per task
     int64_t m_tile = 0;             // rows of x per task
 };
@@ -104,9 +105,7 @@ static inline bool groups_are_regular(const WeightView& w) {
 static inline bool meets_int8(const WeightView& w) {
     if (w.columns % kStep != 0) return false;
     if (w.kind == Kind::affine) return groups_are_regular(w);
-    const bool scales_per_step = w.kind == Kind::Q4_K || w.kind == Kind::Q5_K;
-    const bool small = w.kind >= Kind::Q1_0 && w.kind <= Kind::IQ4_XS && w.kind != Kind::NVFP4;
-    return (w.kind >= Kind::Q4_0 && w.kind <= Kind::Q8_0) || scales_per_step || small;
+    return w.kind >= Kind::Q4_0 && w.kind <= Kind::IQ4_XS && w.kind != Kind::NVFP4;
 }
 
 struct AttentionJob {

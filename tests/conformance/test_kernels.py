@@ -107,7 +107,7 @@ def test_levels_are_right(levels) -> None:
             assert error.max() < 1e-6, f"{level} {case.name}"
             decoded = results[f"decode {case.name}"]
             assert np.array_equal(decoded, case.values), f"{level} {case.name}"
-            if case.kind in BLOCK_KINDS or case.kind in set(SMALL_KINDS) - {"NVFP4"}:
+            if case.kind in {*BLOCK_KINDS, *K_KINDS, *SMALL_KINDS} - {"NVFP4"}:
                 rounded = int8_rounded(x).astype(np.float64) @ case.values.T.astype(np.float64)
                 error = np.abs(results[f"sum int8 {case.name}"] - rounded) / size
                 assert error.max() < 1e-6, f"{level} {case.name}"

@@ -44,6 +44,18 @@ HB_INLINE B32 swap_middle_quarters(B32 b) {
     std::memcpy(r.v + 16, b.v + 8, 8);
     return r;
 }
+// ((byte >> shift) & mask) for each.
+HB_INLINE B32 bit_field(B32 b, int shift, uint8_t mask) {
+    for (int i = 0; i < 32; ++i) b.v[i] = static_cast<uint8_t>((b.v[i] >> shift) & mask);
+    return b;
+}
+// codes + (field << Place); no bit is in both.
+template <int Place>
+HB_INLINE B32 add_field(B32 codes, const B32& field) {
+    for (int i = 0; i < 32; ++i)
+        codes.v[i] = static_cast<uint8_t>(codes.v[i] | (field.v[i] << Place));
+    return codes;
+}
 HB_INLINE void store_bytes(uint8_t* p, const B32& b) { std::memcpy(p, b.v, 32); }
 
 }  // namespace HB_ISA

@@ -33,6 +33,18 @@ HB_INLINE B32 swap_middle_quarters(B32 b) {
     return {vcombine_u8(vget_low_u8(b.lo), vget_low_u8(b.hi)),
             vcombine_u8(vget_high_u8(b.lo), vget_high_u8(b.hi))};
 }
+// ((byte >> shift) & mask) for each.
+HB_INLINE B32 bit_field(B32 b, int shift, uint8_t mask) {
+    const int8x16_t by = vdupq_n_s8(static_cast<int8_t>(-shift));
+    const uint8x16_t kept = vdupq_n_u8(mask);
+    return {vandq_u8(vshlq_u8(b.lo, by), kept), vandq_u8(vshlq_u8(b.hi, by), kept)};
+}
+// codes + (field << Place); no bit is in both.
+template <int Place>
+HB_INLINE B32 add_field(B32 codes, B32 field) {
+    return {vorrq_u8(codes.lo, vshlq_n_u8(field.lo, Place)),
+            vorrq_u8(codes.hi, vshlq_n_u8(field.hi, Place))};
+}
 HB_INLINE void store_bytes(uint8_t* p, B32 b) {
     vst1q_u8(p, b.lo);
     vst1q_u8(p + 16, b.hi);

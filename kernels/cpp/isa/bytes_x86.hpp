@@ -61,6 +61,16 @@ HB_INLINE B32 look_up(B32 codes, const uint8_t* table) {
 }
 // Quarters of 8 bytes in the order 0, 2, 1, 3.
 HB_INLINE B32 swap_middle_quarters(B32 b) { return _mm256_permute4x64_epi64(b, 0xd8); }
+// ((byte >> shift) & mask) for each; the mask drops what crosses from a byte's neighbour.
+HB_INLINE B32 bit_field(B32 b, int shift, uint8_t mask) {
+    const B32 moved = _mm256_srl_epi16(b, _mm_cvtsi32_si128(shift));
+    return _mm256_and_si256(moved, _mm256_set1_epi8(static_cast<char>(mask)));
+}
+// codes + (field << Place); no bit is in both, and none leaves its byte.
+template <int Place>
+HB_INLINE B32 add_field(B32 codes, B32 field) {
+    return _mm256_or_si256(codes, _mm256_slli_epi16(field, Place));
+}
 HB_INLINE void store_bytes(uint8_t* p, B32 b) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), b);
 }

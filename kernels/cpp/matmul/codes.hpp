@@ -84,9 +84,7 @@ struct KCodes {
         return row + b / kStepsPerBlock * Block::kBytes;
     }
     HB_INLINE B32 codes(int64_t b) const {
-        uint8_t bytes[kStep];
-        Block::codes(block(b), static_cast<int>(b % kStepsPerBlock), bytes);
-        return load_bytes(bytes);
+        return Block::codes(block(b), static_cast<int>(b % kStepsPerBlock));
     }
 #if defined(HB_AVX512)
     HB_INLINE I codes2(const KCodes& other, int64_t b) const {
@@ -172,17 +170,12 @@ HB_INLINE void with_codes(const WeightView& w, Function&& function) {
     }
 }
 
-// Lane r = integer dot product of block b of rows[r] with 32 activation codes.
-template <class Codes>
-HB_INLINE I row_dots(const Codes* rows, int64_t b, const int8_t* x) {
-#if defined(HB_AVX512)
-    const __m256i x32 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-    const I twice = _mm512_broadcast_i64x4(x32);
-    I t[8];
-    for (int r = 0; r < 8; ++r) {
-        t[r] = dot4<false>(izero(), rows[r].codes2(rows[r + 8], b), twice);
-    }
+#if defined(HB_X86_BYTES)
+// Lane r = sum of the lanes of vector r; with 16 lanes, each half of a vector is a row, and the
+// high halves are rows 8 to 15.
+HB_INLINE I sum_rows(const I* t) {
     I u[4], v[2];
+#if defined(HB_AVX512)
     for (int r = 0; r < 4; ++r) {
         u[r] = _mm512_add_epi32(_mm512_unpacklo_epi32(t[2 * r], t[2 * r + 1]),
                                 _mm512_unpackhi_epi32(t[2 * r], t[2 * r + 1]));
@@ -195,10 +188,7 @@ HB_INLINE I row_dots(const Codes* rows, int64_t b, const int8_t* x) {
     const I odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
     return _mm512_add_epi32(_mm512_permutex2var_epi64(v[0], even, v[1]),
                             _mm512_permutex2var_epi64(v[0], odd, v[1]));
-#elif defined(HB_X86_BYTES)
-    const I x32 = iload(x);
-    I t[8], u[4], v[2];
-    for (int r = 0; r < 8; ++r) t[r] = dot4<Codes::kSigned>(izero(), rows[r].codes(b), x32);
+#else
     for (int r = 0; r < 4; ++r) {
         u[r] = _mm256_add_epi32(_mm256_unpacklo_epi32(t[2 * r], t[2 * r + 1]),
                                 _mm256_unpackhi_epi32(t[2 * r], t[2 * r + 1]));
@@ -209,6 +199,26 @@ HB_INLINE I row_dots(const Codes* rows, int64_t b, const int8_t* x) {
     }
     return _mm256_add_epi32(_mm256_permute2x128_si256(v[0], v[1], 0x20),
                             _mm256_permute2x128_si256(v[0], v[1], 0x31));
+#endif
+}
+#endif
+
+// Lane r = integer dot product of block b of rows[r] with 32 activation codes.
+template <class Codes>
+HB_INLINE I row_dots(const Codes* rows, int64_t b, const int8_t* x) {
+#if defined(HB_AVX512)
+    const __m256i x32 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+    const I twice = _mm512_broadcast_i64x4(x32);
+    I t[8];
+    for (int r = 0; r < 8; ++r) {
+        t[r] = dot4<false>(izero(), rows[r].codes2(rows[r + 8], b), twice);
+    }
+    return sum_rows(t);
+#elif defined(HB_X86_BYTES)
+    const I x32 = iload(x);
+    I t[8];
+    for (int r = 0; r < 8; ++r) t[r] = dot4<Codes::kSigned>(izero(), rows[r].codes(b), x32);
+    return sum_rows(t);
 #elif defined(HB_NEON)
     const int8x16_t x0 = vld1q_s8(x), x1 = vld1q_s8(x + 16);
     int32x4_t t[8];

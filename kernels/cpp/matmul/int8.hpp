@@ -3,20 +3,15 @@
 #pragma once
 
 #include "matmul/codes.hpp"
+#include "matmul/int8_pairs.hpp"
+#include "matmul/int8_tiles.hpp"
 
 namespace halfbyte {
 namespace HB_ISA {
 
-constexpr int kBlockWords = kStep / 4;
-#if defined(HB_AVX512)
-constexpr int kIntRows = 6, kIntVectors = 2;
-#else
-constexpr int kIntRows = 4, kIntVectors = 1;
-#endif
-
 // One row of x to codes; scale = amax / 127, codes round to nearest even.
 static void quantize_row(const float* x, int64_t columns, int8_t* codes, float* scales,
-                         int32_t* sums, float* offsets) {
+                         int32_t* sums, int32_t* pairs, float* offsets) {
     for (int64_t b = 0; b < columns / kStep; ++b, x += kStep, codes += kStep) {
         F values[kStep / W];
         F largest = zero();
@@ -26,16 +21,20 @@ static void quantize_row(const float* x, int64_t columns, int8_t* codes, float* 
         }
         const float scale = hmax(largest) / 127.0f;
         const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-        int32_t sum = 0;
         for (int i = 0; i < kStep / W; ++i) {
             const F scaled = nearest(mul(values[i], set1(inverse)));
             store_low_bytes(reinterpret_cast<uint8_t*>(codes + i * W),
                             truncate_int(max(min(scaled, set1(127.0f)), set1(-127.0f))));
         }
-        for (int i = 0; i < kStep; ++i) sum += codes[i];
+        int32_t first = 0, last = 0;
+        for (int i = 0; i < kStep / 2; ++i) {
+            first += codes[i];
+            last += codes[i + kStep / 2];
+        }
         scales[b] = scale;
-        sums[b] = sum;
-        offsets[b] = scale * static_cast<float>(sum);
+        sums[b] = first + last;
+        pairs[b] = (first & 0xffff) | static_cast<int32_t>(static_cast<uint32_t>(last) << 16);
+        offsets[b] = scale * static_cast<float>(sums[b]);
     }
 }
 
@@ -49,6 +48,27 @@ HB_INLINE void gather_scales(const Codes* rows, int64_t blocks, typename Codes::
             scales[b * W + i] = row.scale(b);
             if constexpr (Codes::kHasMinimum) minima[b * W + i] = row.minimum(b);
         }
+    }
+}
+
+template <class Block>
+HB_INLINE void gather_scales(const KCodes<Block>* rows, int64_t blocks, float* scales,
+                             float* minima) {
+    using L = typename Block::L;
+    for (int64_t b = 0; b < blocks; b += kStepsPerBlock) {
+        float scale[W][kStepsPerBlock], minimum[W][kStepsPerBlock];
+        for (int i = 0; i < W; ++i) {
+            const uint8_t* p = rows[i].block(b);
+            uint8_t factors[kStepsPerBlock], offsets[kStepsPerBlock];
+            six_bit_scales(p + L::kOffset_scales, factors, offsets);
+            const float d = half_at(p + L::kOffset_d), dmin = half_at(p + L::kOffset_dmin);
+            for (int j = 0; j < kStepsPerBlock; ++j) {
+                scale[i][j] = d * static_cast<float>(factors[j]);
+                minimum[i][j] = -(dmin * static_cast<float>(offsets[j]));
+            }
+        }
+        words_to_lanes(scale, scales + b * W);
+        words_to_lanes(minimum, minima + b * W);
     }
 }
 
@@ -176,27 +196,23 @@ static void int8_gemm(const WeightView& w, int64_t row0, int64_t row1, const Lin
     const IntPanel panel{memory, scales, scales + pairs};
     auto* stored = reinterpret_cast<typename Codes::Stored*>(panel.minima + pairs);
     pack_panel<Codes>(w, row0, row1, panel, stored);
-    for (int64_t r = 0; r < rows; r += W * kIntVectors) {
-        const int64_t group = r / W, width = rows - r;
-        float* out = y + r;
-        int64_t m = m0;
-        for (; m + kIntRows <= m1; m += kIntRows) {
-            int8_tile<Codes, kIntRows, kIntVectors>(job, m, panel, group, blocks,
-                                                    out + (m - m0) * stride, stride, width);
-        }
-        for (; m + 2 <= m1; m += 2) {
-            int8_tile<Codes, 2, kIntVectors>(job, m, panel, group, blocks, out + (m - m0) * stride,
-                                             stride, width);
-        }
-        for (; m < m1; ++m) {
-            int8_tile<Codes, 1, kIntVectors>(job, m, panel, group, blocks, out + (m - m0) * stride,
-                                             stride, width);
-        }
-    }
+    sweep_tiles(rows, m0, m1, [&](auto count, int64_t r, int64_t m) {
+        int8_tile<Codes, decltype(count)::value, kIntVectors>(
+            job, m, panel, r / W, blocks, y + r + (m - m0) * stride, stride, rows - r);
+    });
 }
 
 static void int8_linear(const LinearJob& job, const WeightView& w, int64_t row0, int64_t row1,
                         int64_t m0, int64_t m1, float* y, int64_t stride) {
+    if (w.kind == Kind::Q2_K) {
+        return pair_linear<PairCodes<BlockQ2_K>>(job, w, row0, row1, m0, m1, y, stride);
+    }
+    if (w.kind == Kind::Q3_K) {
+        return pair_linear<PairCodes<BlockQ3_K>>(job, w, row0, row1, m0, m1, y, stride);
+    }
+    if (w.kind == Kind::Q6_K) {
+        return pair_linear<PairCodes<BlockQ6_K>>(job, w, row0, row1, m0, m1, y, stride);
+    }
     with_codes(w, [&](auto tag) {
         using Codes = typename decltype(tag)::type;
         if (m1 - m0 == 1) {

@@ -20,7 +20,8 @@ static void pack_rows(const LinearJob& job, int64_t m0, int64_t m1) {
         }
         if (job.codes) {
             quantize_row(x, job.columns, job.codes + m * job.padded, job.code_scales + m * blocks,
-                         job.code_sums + m * blocks, job.code_offsets + m * blocks);
+                         job.code_sums + m * blocks, job.code_pairs + m * blocks,
+                         job.code_offsets + m * blocks);
         }
     }
 }

@@ -11,19 +11,13 @@ constexpr int kStepsPerBlock = 8;
 // Codes of 32 values and what they mean: value = (code - zero) * scale, or code * scale + minimum,
 // with scale[0] for the first 16 values and scale[1] for the others.
 struct StepFields {
-    uint8_t codes[kStep];
+    B32 codes;
     float scale[2];
     float minimum[2];
 };
 
-HB_INLINE void masked_bytes(const uint8_t* p, int shift, uint8_t mask, uint8_t* out) {
-    for (int i = 0; i < kStep; ++i) out[i] = static_cast<uint8_t>((p[i] >> shift) & mask);
-}
-
-HB_INLINE void add_high_bits(const uint8_t* p, int shift, uint8_t mask, int place, uint8_t* out) {
-    for (int i = 0; i < kStep; ++i) {
-        out[i] = static_cast<uint8_t>(out[i] | (((p[i] >> shift) & mask) << place));
-    }
+HB_INLINE B32 field_at(const uint8_t* p, int shift, uint8_t mask) {
+    return bit_field(load_bytes(p), shift, mask);
 }
 
 // Sub-block j of the 12 bytes with 8 scales and 8 minimums of 6 bits.
@@ -37,6 +31,16 @@ HB_INLINE void six_bit_scale(const uint8_t* q, int j, int* scale, int* minimum) 
     }
 }
 
+// The same for all 8.
+HB_INLINE void six_bit_scales(const uint8_t* q, uint8_t* scales, uint8_t* minima) {
+    constexpr uint32_t kSix = 0x3f3f3f3f, kFour = 0x0f0f0f0f, kTwo = 0x03030303;
+    const uint32_t a = load_u32(q), b = load_u32(q + 4), c = load_u32(q + 8);
+    const uint32_t scale[2] = {a & kSix, (c & kFour) | (((a >> 6) & kTwo) << 4)};
+    const uint32_t minimum[2] = {b & kSix, ((c >> 4) & kFour) | (((b >> 6) & kTwo) << 4)};
+    std::memcpy(scales, scale, 8);
+    std::memcpy(minima, minimum, 8);
+}
+
 template <class L>
 HB_INLINE void shared_scale(const uint8_t* p, int j, StepFields* out) {
     int scale, minimum;
@@ -46,12 +50,23 @@ HB_INLINE void shared_scale(const uint8_t* p, int j, StepFields* out) {
         -(half_at(p + L::kOffset_dmin) * static_cast<float>(minimum));
 }
 
+// `scales` of a type with one per 16 values: those of all 16 groups, and their minimums.
 struct BlockQ2_K {
     using L = Layout_Q2_K;
     static constexpr int kBytes = L::kBytes, kZero = 0;
     static constexpr bool kHasMinimum = true;
+    static HB_INLINE void scales(const uint8_t* p, int8_t* scale, int8_t* minimum) {
+        const uint8_t* q = p + L::kOffset_scales;
+        for (int g = 0; g < 16; ++g) {
+            scale[g] = static_cast<int8_t>(q[g] & 15);
+            minimum[g] = static_cast<int8_t>(q[g] >> 4);
+        }
+    }
+    static HB_INLINE B32 codes(const uint8_t* p, int j) {
+        return field_at(p + L::kOffset_qs + 32 * (j / 4), 2 * (j % 4), 3);
+    }
     static HB_INLINE void fields(const uint8_t* p, int j, StepFields* out) {
-        masked_bytes(p + L::kOffset_qs + 32 * (j / 4), 2 * (j % 4), 3, out->codes);
+        out->codes = codes(p, j);
         const float d = half_at(p + L::kOffset_d), dmin = half_at(p + L::kOffset_dmin);
         for (int g = 0; g < 2; ++g) {
             const int packed = p[L::kOffset_scales + 2 * j + g];
@@ -65,9 +80,23 @@ struct BlockQ3_K {
     using L = Layout_Q3_K;
     static constexpr int kBytes = L::kBytes, kZero = 4;
     static constexpr bool kHasMinimum = false;
+    static HB_INLINE void scales(const uint8_t* p, int8_t* scale, int8_t*) {
+        const uint8_t* q = p + L::kOffset_scales;
+        const uint32_t high = load_u32(q + 8);
+        for (int part = 0; part < 4; ++part) {
+            const uint32_t low = load_u32(q + 4 * (part % 2)) >> (part < 2 ? 0 : 4);
+            const uint32_t top = (high >> (2 * part)) & 0x03030303;
+            const uint32_t both = (low & 0x0f0f0f0f) | (top << 4);
+            std::memcpy(scale + 4 * part, &both, 4);
+        }
+        for (int g = 0; g < 16; ++g) scale[g] = static_cast<int8_t>(scale[g] - 32);
+    }
+    static HB_INLINE B32 codes(const uint8_t* p, int j) {
+        const B32 low = field_at(p + L::kOffset_qs + 32 * (j / 4), 2 * (j % 4), 3);
+        return add_field<2>(low, field_at(p + L::kOffset_hmask, j, 1));
+    }
     static HB_INLINE void fields(const uint8_t* p, int j, StepFields* out) {
-        masked_bytes(p + L::kOffset_qs + 32 * (j / 4), 2 * (j % 4), 3, out->codes);
-        add_high_bits(p + L::kOffset_hmask, j, 1, 2, out->codes);
+        out->codes = codes(p, j);
         const float d = half_at(p + L::kOffset_d);
         const uint8_t* q = p + L::kOffset_scales;
         for (int g = 0; g < 2; ++g) {
@@ -84,11 +113,11 @@ struct BlockQ4_K {
     using L = Layout_Q4_K;
     static constexpr int kBytes = L::kBytes, kZero = 0;
     static constexpr bool kHasMinimum = true;
-    static HB_INLINE void codes(const uint8_t* p, int j, uint8_t* out) {
-        masked_bytes(p + L::kOffset_qs + 32 * (j / 2), 4 * (j % 2), 15, out);
+    static HB_INLINE B32 codes(const uint8_t* p, int j) {
+        return field_at(p + L::kOffset_qs + 32 * (j / 2), 4 * (j % 2), 15);
     }
     static HB_INLINE void fields(const uint8_t* p, int j, StepFields* out) {
-        codes(p, j, out->codes);
+        out->codes = codes(p, j);
         shared_scale<L>(p, j, out);
     }
 };
@@ -97,12 +126,12 @@ struct BlockQ5_K {
     using L = Layout_Q5_K;
     static constexpr int kBytes = L::kBytes, kZero = 0;
     static constexpr bool kHasMinimum = true;
-    static HB_INLINE void codes(const uint8_t* p, int j, uint8_t* out) {
-        masked_bytes(p + L::kOffset_qs + 32 * (j / 2), 4 * (j % 2), 15, out);
-        add_high_bits(p + L::kOffset_qh, j, 1, 4, out);
+    static HB_INLINE B32 codes(const uint8_t* p, int j) {
+        const B32 low = field_at(p + L::kOffset_qs + 32 * (j / 2), 4 * (j % 2), 15);
+        return add_field<4>(low, field_at(p + L::kOffset_qh, j, 1));
     }
     static HB_INLINE void fields(const uint8_t* p, int j, StepFields* out) {
-        codes(p, j, out->codes);
+        out->codes = codes(p, j);
         shared_scale<L>(p, j, out);
     }
 };
@@ -111,11 +140,17 @@ struct BlockQ6_K {
     using L = Layout_Q6_K;
     static constexpr int kBytes = L::kBytes, kZero = 32;
     static constexpr bool kHasMinimum = false;
-    static HB_INLINE void fields(const uint8_t* p, int j, StepFields* out) {
+    static HB_INLINE void scales(const uint8_t* p, int8_t* scale, int8_t*) {
+        std::memcpy(scale, p + L::kOffset_scales, 16);
+    }
+    static HB_INLINE B32 codes(const uint8_t* p, int j) {
         const int half = j / 4, quarter = j % 4;
         const uint8_t* low = p + L::kOffset_ql + 64 * half + 32 * (quarter % 2);
-        masked_bytes(low, quarter < 2 ? 0 : 4, 15, out->codes);
-        add_high_bits(p + L::kOffset_qh + 32 * half, 2 * quarter, 3, 4, out->codes);
+        return add_field<4>(field_at(low, quarter < 2 ? 0 : 4, 15),
+                            field_at(p + L::kOffset_qh + 32 * half, 2 * quarter, 3));
+    }
+    static HB_INLINE void fields(const uint8_t* p, int j, StepFields* out) {
+        out->codes = codes(p, j);
         const float d = half_at(p + L::kOffset_d);
         for (int g = 0; g < 2; ++g) {
             const auto scale = static_cast<int8_t>(p[L::kOffset_scales + 2 * j + g]);
@@ -136,11 +171,10 @@ struct KRow {
         StepFields fields;
         Block::fields(row + s / kStepsPerBlock * Block::kBytes,
                       static_cast<int>(s % kStepsPerBlock), &fields);
-        const B32 codes = load_bytes(fields.codes);
         const F zero = set1(static_cast<float>(Block::kZero));
         for (int i = 0; i < kStep / W; ++i) {
             const int g = i * W / 16;
-            const F scale = set1(fields.scale[g]), code = bytes_to_float(codes, i);
+            const F scale = set1(fields.scale[g]), code = bytes_to_float(fields.codes, i);
             if constexpr (Block::kHasMinimum) {
                 out[i] = add(mul(code, scale), set1(fields.minimum[g]));
             } else {

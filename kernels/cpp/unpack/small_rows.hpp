@@ -83,9 +83,7 @@ struct BlockTQ2_0 {
     using L = Layout_TQ2_0;
     static constexpr int kBytes = L::kBytes, kSteps = 8, kZero = 1;
     static HB_INLINE B32 codes(const uint8_t* p, int j) {
-        alignas(32) uint8_t out[kStep];
-        masked_bytes(p + L::kOffset_qs + 32 * (j / 4), 2 * (j % 4), 3, out);
-        return load_bytes(out);
+        return field_at(p + L::kOffset_qs + 32 * (j / 4), 2 * (j % 4), 3);
     }
     static HB_INLINE float scale(const uint8_t* p, int, int) { return half_at(p + L::kOffset_d); }
 };
