@@ -3,7 +3,8 @@
     python bench/bench_ggml_quality.py MODEL --calibration TEXT --data TEXT [--types Q4_K_M,...]
 
 Columns: llama-quantize's bytes without and with an importance matrix of the calibration text, then
-`--search exhaustive` without and with it. Judge on another text than the calibration's.
+`--search exhaustive` without and with it (left out with `--search default`). Judge on another text
+than the calibration's.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--types", default=",".join(TYPES))
+    parser.add_argument("--search", choices=("default", "exhaustive"), default="exhaustive")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -58,10 +60,12 @@ def main() -> None:
         write_importance(found.matrix, Path(imatrix))
         print(f"{'type':<10} {'MB':>7} {'default':>9} {'imatrix':>9} {'exhaust.':>9} {'both':>9}")
         for kind in options.types.split(","):
-            ways = [("default", ""), ("default", imatrix), ("exhaustive", "")]
+            ways = [("default", ""), ("default", imatrix)]
+            if options.search == "exhaustive":
+                ways += [("exhaustive", ""), ("exhaustive", imatrix)]
             texts = [
                 kl_text(reference, folder, kind, search, given, options.data, options.chunks)
-                for search, given in [*ways, ("exhaustive", imatrix)]
+                for search, given in ways
             ]
             size = max(count for _, count in texts) / 1e6
             print(f"{kind:<10} {size:7.2f} " + " ".join(f"{text:>9}" for text, _ in texts))

@@ -25,7 +25,7 @@ from halfbyte.converters.gguf.ggml_types import (
 from halfbyte.converters.gguf.metadata_value import MetadataValue, pack_pair, pack_string
 from halfbyte.engine import ordered_map
 from halfbyte.errors import UnsupportedError
-from halfbyte.files import atomic_file
+from halfbyte.files import EarlySync, atomic_file
 from halfbyte.ir.encodings.encoding import Array
 from halfbyte.ir.tensor import Tensor
 
@@ -184,9 +184,14 @@ def _write_data(
     threads: int,
     progress: Progress | None,
 ) -> None:
-    for data, padding in ordered_map(_encoded, _ranges(tensors, alignment), threads):
-        stream.write(data.data)
-        if padding:
-            stream.write(bytes(padding))
-        if progress is not None:
-            progress(data.nbytes)
+    early = EarlySync(stream)
+    try:
+        for data, padding in ordered_map(_encoded, _ranges(tensors, alignment), threads):
+            stream.write(data.data)
+            if padding:
+                stream.write(bytes(padding))
+            early.wrote(data.nbytes)
+            if progress is not None:
+                progress(data.nbytes)
+    finally:
+        early.finish()

@@ -97,9 +97,11 @@ def _logged_warnings() -> Iterator[list[str]]:
 def _require_device(device: str, threads: int) -> None:
     """Check the device and give its kernels `threads` workers."""
     from halfbyte.kernels import cpu
-    from halfbyte.runtime import get_backend
 
-    get_backend(device, threads=threads)
+    if device != "cpu":
+        from halfbyte.runtime import get_backend
+
+        get_backend(device, threads=threads)
     if cpu.available():
         cpu.set_threads(threads)
 

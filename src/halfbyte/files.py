@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -19,6 +20,7 @@ from typing import IO
 from halfbyte.errors import FormatError, HalfbyteError
 
 HASH_CHUNK_BYTES = 1 << 20
+EARLY_SYNC_BYTES = 64 << 20
 
 
 def _temporary_name(destination: Path) -> Path:
@@ -46,6 +48,38 @@ def _require_file(final: Path) -> None:
         raise HalfbyteError(f"{final}: is a folder, a file was required; name a file inside it")
     if final.exists() and not final.is_file():
         raise HalfbyteError(f"{final}: is a device or pipe, a file was required; name a file")
+
+
+class EarlySync:
+    """Sends what was written to the disk while more is made, so that the last sync has little left.
+
+    Systems keep gigabytes of written data in memory before they start on their own.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        """Watch `stream`; nothing happens before enough was written."""
+        self._stream = stream
+        self._waiting = 0
+        self._worker: threading.Thread | None = None
+
+    def wrote(self, count: int) -> None:
+        """Count written bytes; from time to time start a sync in the background."""
+        self._waiting += count
+        busy = self._worker is not None and self._worker.is_alive()
+        if self._waiting < EARLY_SYNC_BYTES or busy:
+            return
+        self._waiting = 0
+        self._worker = threading.Thread(target=self._sync, daemon=True)
+        self._worker.start()
+
+    def _sync(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the last sync tells of errors
+            os.fsync(self._stream.fileno())
+
+    def finish(self) -> None:
+        """Wait for a sync that is under way; the stream may be closed afterwards."""
+        if self._worker is not None:
+            self._worker.join()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from halfbyte import files
 from halfbyte.errors import FormatError, HalfbyteError
 from halfbyte.files import HASH_CHUNK_BYTES, atomic_file, atomic_folder, contained, sha256
 
@@ -154,3 +155,30 @@ def test_sha256(tmp_path):
     for content in (b"", os.urandom(HASH_CHUNK_BYTES + 5)):
         path.write_bytes(content)
         assert sha256(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_early_sync_starts_once_enough_was_written(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files.os, "fsync", synced.append)
+    with (tmp_path / "file").open("wb") as stream:
+        early = files.EarlySync(stream)
+        early.wrote(files.EARLY_SYNC_BYTES - 1)
+        early.finish()
+        assert synced == []
+        early.wrote(1)
+        early.finish()
+        assert synced == [stream.fileno()]
+        early.wrote(1)
+        early.finish()
+        assert len(synced) == 1
+
+
+def test_early_sync_leaves_errors_to_the_last_sync(tmp_path, monkeypatch):
+    def fails(number):
+        raise OSError(28, "no space")
+
+    monkeypatch.setattr(files.os, "fsync", fails)
+    with (tmp_path / "file").open("wb") as stream:
+        early = files.EarlySync(stream)
+        early.wrote(files.EARLY_SYNC_BYTES)
+        early.finish()
