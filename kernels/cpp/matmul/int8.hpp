@@ -51,24 +51,43 @@ HB_INLINE void gather_scales(const Codes* rows, int64_t blocks, typename Codes::
     }
 }
 
+// Four 6-bit factors of each lane times d: [4][W].
+HB_INLINE void scaled_factors(I factors, F d, float* out) {
+    const I byte = iset1(255);
+    store(out, mul(to_float(iand(factors, byte)), d));
+    store(out + W, mul(to_float(iand(shift_right<8>(factors), byte)), d));
+    store(out + 2 * W, mul(to_float(iand(shift_right<16>(factors), byte)), d));
+    store(out + 3 * W, mul(to_float(shift_right<24>(factors)), d));
+}
+
+// Lanes are rows here too. The stored words pass through `scales`: reading them as vectors right
+// after they were written would stall.
 template <class Block>
 HB_INLINE void gather_scales(const KCodes<Block>* rows, int64_t blocks, float* scales,
                              float* minima) {
     using L = typename Block::L;
     for (int64_t b = 0; b < blocks; b += kStepsPerBlock) {
-        float scale[W][kStepsPerBlock], minimum[W][kStepsPerBlock];
+        auto* to = reinterpret_cast<uint8_t*>(scales + b * W);
         for (int i = 0; i < W; ++i) {
             const uint8_t* p = rows[i].block(b);
-            uint8_t factors[kStepsPerBlock], offsets[kStepsPerBlock];
-            six_bit_scales(p + L::kOffset_scales, factors, offsets);
-            const float d = half_at(p + L::kOffset_d), dmin = half_at(p + L::kOffset_dmin);
-            for (int j = 0; j < kStepsPerBlock; ++j) {
-                scale[i][j] = d * static_cast<float>(factors[j]);
-                minimum[i][j] = -(dmin * static_cast<float>(offsets[j]));
+            for (int part = 0; part < 3; ++part) {
+                std::memcpy(to + 4 * (part * W + i), p + L::kOffset_scales + 4 * part, 4);
             }
+            std::memcpy(to + 12 * W + 2 * i, p + L::kOffset_d, 2);
+            std::memcpy(to + 14 * W + 2 * i, p + L::kOffset_dmin, 2);
         }
-        words_to_lanes(scale, scales + b * W);
-        words_to_lanes(minimum, minima + b * W);
+    }
+    const I six = iset1(0x3f3f3f3f), four = iset1(0x0f0f0f0f), top = iset1(0x30303030);
+    for (int64_t b = 0; b < blocks; b += kStepsPerBlock) {
+        float* out = scales + b * W;
+        const auto* from = reinterpret_cast<const uint8_t*>(out);
+        const I low = iload(from), next = iload(from + 4 * W), high = iload(from + 8 * W);
+        const F d = load_half(from + 12 * W), dmin = sub(zero(), load_half(from + 14 * W));
+        scaled_factors(iand(low, six), d, out);
+        scaled_factors(ior(iand(high, four), iand(shift_right<2>(low), top)), d, out + 4 * W);
+        scaled_factors(iand(next, six), dmin, minima + b * W);
+        const I last = iand(shift_right<4>(high), four);
+        scaled_factors(ior(last, iand(shift_right<2>(next), top)), dmin, minima + (b + 4) * W);
     }
 }
 

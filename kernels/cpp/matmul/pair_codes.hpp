@@ -49,8 +49,7 @@ struct PairScales {
 };
 
 // Words of W rows, [W][kStepsPerBlock], to [kStepsPerBlock][W].
-template <class Word>
-HB_INLINE void words_to_lanes(const Word (*words)[kStepsPerBlock], Word* out) {
+HB_INLINE void words_to_lanes(const int32_t (*words)[kStepsPerBlock], int32_t* out) {
 #if defined(HB_TRANSPOSE)
     F lanes[W];
     for (int i = 0; i < W; ++i) lanes[i] = load(reinterpret_cast<const float*>(words[i]));

@@ -31,16 +31,6 @@ HB_INLINE void six_bit_scale(const uint8_t* q, int j, int* scale, int* minimum) 
     }
 }
 
-// The same for all 8.
-HB_INLINE void six_bit_scales(const uint8_t* q, uint8_t* scales, uint8_t* minima) {
-    constexpr uint32_t kSix = 0x3f3f3f3f, kFour = 0x0f0f0f0f, kTwo = 0x03030303;
-    const uint32_t a = load_u32(q), b = load_u32(q + 4), c = load_u32(q + 8);
-    const uint32_t scale[2] = {a & kSix, (c & kFour) | (((a >> 6) & kTwo) << 4)};
-    const uint32_t minimum[2] = {b & kSix, ((c >> 4) & kFour) | (((b >> 6) & kTwo) << 4)};
-    std::memcpy(scales, scale, 8);
-    std::memcpy(minima, minimum, 8);
-}
-
 template <class L>
 HB_INLINE void shared_scale(const uint8_t* p, int j, StepFields* out) {
     int scale, minimum;
