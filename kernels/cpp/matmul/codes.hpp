@@ -93,13 +93,6 @@ struct KCodes {
 #endif
     using Stored = float;
     static HB_INLINE F lanes(const Stored* p) { return load(p); }
-    HB_INLINE Stored scale(int64_t b) const { return fields(b).scale[0]; }
-    HB_INLINE Stored minimum(int64_t b) const { return fields(b).minimum[0]; }
-    HB_INLINE StepFields fields(int64_t b) const {
-        StepFields found;
-        shared_scale<typename Block::L>(block(b), static_cast<int>(b % kStepsPerBlock), &found);
-        return found;
-    }
 };
 
 // Codebook values and small integers, one scale for each 32.
