@@ -62,8 +62,8 @@ class Files:
     def of(self, type_name: str) -> Path:
         path = self.folder / f"{type_name}.gguf"
         if not path.exists():
-            # A head of Q8_0, so that both sides round activations alike: llama.cpp rounds those that
-            # meet Q6_K, which heads get by default, in blocks of 256.
+            # A head of Q8_0, so that both sides round activations alike: llama.cpp rounds those
+            # that meet Q6_K, which heads get by default, in blocks of 256.
             heads = {"output_type": "Q8_0", "token_embedding_type": "Q8_0"}
             halfbyte.quantize(
                 self.source,
