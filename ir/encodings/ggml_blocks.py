@@ -21,25 +21,21 @@ from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings import ggml_k_fields as fields
 from halfbyte.ir.encodings.encoding import (
     Array,
-    Encoding,
     Grid,
     Parts,
-    PartSpec,
     Scales,
     Unpacked,
 )
+from halfbyte.ir.encodings.ggml_block import GgmlBlock
 from halfbyte.ir.encodings.ggml_search import Codes, Float
 from halfbyte.ir.encodings.grid import (
     UNNAMED,
     require_codes,
-    require_finite,
     require_half_reach,
     shifted,
     spread,
     stored,
-    values_of,
 )
-from halfbyte.ir.encodings.kernel_choice import cpu_kernel
 from halfbyte.kernels.layouts import LAYOUTS
 
 HALF = np.dtype(np.float16)
@@ -47,43 +43,16 @@ Fields = dict[str, Array]
 
 
 @dataclass(frozen=True)
-class SmallBlock(Encoding):
+class SmallBlock(GgmlBlock):
     """Base: a concrete type gives its constants, its fields' bytes and its encoder.
 
     LEVELS: the codes that exist, ascending. GROUP: values that share a scale.
     """
 
-    NAME: ClassVar[str]
     GROUP: ClassVar[int]
     LEVELS: ClassVar[tuple[int, ...]]
     ZERO: ClassVar[int] = 0
     SCALE_DTYPE: ClassVar[str] = "float16"
-    ERROR_BOUND: ClassVar[float]
-
-    @property
-    def name(self) -> str:
-        """Return ggml's name."""
-        return self.NAME
-
-    @property
-    def block(self) -> int:
-        """Return the values of a block."""
-        return LAYOUTS[self.NAME].values
-
-    @property
-    def block_bytes(self) -> int:
-        """Return the bytes of a block."""
-        return LAYOUTS[self.NAME].bytes
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Return the bits per value, scales included."""
-        return LAYOUTS[self.NAME].bits_per_weight
-
-    @property
-    def block_shape(self) -> tuple[int, int]:
-        """Return (1, values of a block)."""
-        return 1, self.block
 
     @property
     def span(self) -> Grid:
@@ -96,22 +65,6 @@ class SmallBlock(Encoding):
         """Return the grid of the codes, or None where codes are missing on it."""
         low, high = self.LEVELS[0], self.LEVELS[-1]
         return self.span if len(self.LEVELS) == high - low + 1 else None
-
-    @property
-    def error_bound(self) -> float:
-        """Return the largest error of `encode` in units of the block's largest |value|."""
-        return self.ERROR_BOUND
-
-    def part_specs(self, rows: int, columns: int) -> dict[str, PartSpec]:
-        """Return the one part `data` [rows, row_bytes] uint8."""
-        if columns % self.block:
-            raise QuantizationError(
-                UNNAMED,
-                f"rows of {columns} values do not divide into blocks of {self.block} "
-                f"({self.name}); choose a type with blocks of 32, float16 or an affine type",
-            )
-        row_bytes = columns // self.block * self.block_bytes
-        return {"data": PartSpec(np.dtype(np.uint8), (rows, row_bytes))}
 
     def unpack(self, parts: Parts, columns: int) -> Unpacked:
         """Return codes [rows, columns] and scales [rows, groups].
@@ -180,15 +133,7 @@ class SmallBlock(Encoding):
         """
         blocks = data.reshape(-1, self.block_bytes)
         if not np.isfinite(fields.half(blocks, LAYOUTS[self.NAME].offsets["d"])).all():
-            raise QuantizationError(
-                UNNAMED,
-                f"a scale leaves float16's range, {self.name} stores it as float16; "
-                "keep the tensor in bfloat16 or float32",
-            )
-
-    def fit(self, rows: Float, importance: Float | None = None) -> Scales:
-        """Return the scales that `encode` would store."""
-        return self.unpack(self.encode(rows, importance), rows.shape[1]).scales
+            raise self._beyond_half()
 
     def assign(self, rows: Float, scales: Scales) -> Codes:
         """Return the nearest codes; where the scale is 0 the one nearest to value 0."""
@@ -201,37 +146,13 @@ class SmallBlock(Encoding):
         nearest: Codes = levels[np.searchsorted(middles, steps + np.float32(self.ZERO))]
         return nearest
 
-    def encode(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
-        """Return the blocks that llama.cpp's quantizer writes for these rows.
-
-        Raises:
-            QuantizationError: a weight is not finite, or a scale leaves its stored type's range.
-        """
-        data = self._by_kernel(rows, importance)
-        return self.encode_reference(rows, importance) if data is None else {"data": data}
-
-    def _require_in_reach(self, rows: Float) -> None:
-        require_finite(rows)
+    def _require_encodable(self, rows: Float, importance: Float | None) -> None:
+        super()._require_encodable(rows, importance)
         require_half_reach(rows, self.name)
-
-    def _by_kernel(
-        self, rows: Float, importance: Float | None, compat: bool = False
-    ) -> Array | None:
-        kernel = cpu_kernel("encode", self.name)
-        if kernel is None:
-            return None
-        self.part_specs(*rows.shape)
-        self._require_in_reach(rows)
-        if importance is not None:
-            importance = np.ascontiguousarray(importance, np.float32)
-        data: Array = kernel(self.name, np.ascontiguousarray(rows, np.float32), importance, compat)
-        self.require_finite_scales(data)
-        return data
 
     def encode_reference(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
         """Return the same bytes as `encode`, by numpy alone."""
-        self.part_specs(*rows.shape)
-        self._require_in_reach(rows)
+        self._require_encodable(rows, importance)
         if not rows.size:
             spec = self.part_specs(*rows.shape)["data"]
             return {"data": np.zeros(spec.shape, spec.dtype)}
@@ -243,18 +164,6 @@ class SmallBlock(Encoding):
         with np.errstate(all="ignore"):
             codes, scale, found = self._search(blocks, weight)
             return self._assemble(codes, scale, found, rows.shape[0])
-
-    def decode(self, parts: Parts, columns: int) -> Float:
-        """Return float32 values [rows, columns], bit for bit ggml's."""
-        kernel = cpu_kernel("decode", self.name)
-        if kernel is None:
-            return self.decode_reference(parts, columns)
-        decoded: Float = kernel(self.name, np.ascontiguousarray(parts["data"]), columns)
-        return decoded
-
-    def decode_reference(self, parts: Parts, columns: int) -> Float:
-        """Return the same values as `decode`, by numpy alone."""
-        return values_of(self.unpack(parts, columns))
 
     @abstractmethod
     def _read(self, blocks: Array) -> tuple[Codes, Float, Fields]:

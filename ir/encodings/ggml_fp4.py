@@ -29,6 +29,7 @@ import numpy as np
 
 from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings.encoding import Array
+from halfbyte.ir.encodings.ggml_block import GgmlBlock
 from halfbyte.ir.encodings.ggml_blocks import (
     Fields,
     SmallBlock,
@@ -74,8 +75,8 @@ class _Fp4(SmallBlock):
         blocks[:, LAYOUTS[self.NAME].offsets["qs"] :] = put_nibble_pairs(indices, self.NIBBLE_RUN)
         self._put_scales(blocks, scale)
 
-    def _require_in_reach(self, rows: Float) -> None:
-        require_finite(rows)
+    def _require_encodable(self, rows: Float, importance: Float | None) -> None:
+        GgmlBlock._require_encodable(self, rows, importance)  # scales are no float16
 
     def _scales(self, blocks: Array) -> Float:
         raise NotImplementedError

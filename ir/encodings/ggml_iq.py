@@ -22,7 +22,8 @@ from typing import ClassVar
 import numpy as np
 
 from halfbyte.errors import QuantizationError
-from halfbyte.ir.encodings.encoding import Array, Encoding, Parts, PartSpec, Scales, Unpacked
+from halfbyte.ir.encodings.encoding import Array, Parts, Scales, Unpacked
+from halfbyte.ir.encodings.ggml_block import GgmlBlock
 from halfbyte.ir.encodings.ggml_iq_points import Points, points_of
 from halfbyte.ir.encodings.ggml_k_fields import half
 from halfbyte.ir.encodings.ggml_search import Codes, Float, nearest_int, ordered_sum
@@ -32,9 +33,7 @@ from halfbyte.ir.encodings.grid import (
     require_finite,
     require_half_reach,
     spread,
-    values_of,
 )
-from halfbyte.ir.encodings.kernel_choice import cpu_kernel
 from halfbyte.kernels.layouts import LAYOUTS
 
 BLOCK = 256
@@ -44,24 +43,17 @@ Fields = dict[str, Array]
 
 
 @dataclass(frozen=True)
-class IQBlock(Encoding):
+class IQBlock(GgmlBlock):
     """Base: a concrete type gives its constants, its fields' bytes and its search.
 
     Fields of blocks: index [blocks, points], negative (bool: [blocks, 256], or [blocks, points]
     for the shift of the 1-bit types), d [blocks], sc [blocks, groups].
     """
 
-    NAME: ClassVar[str]
     GROUP: ClassVar[int]
     STEP: ClassVar[float]
     HIGHEST_SCALE: ClassVar[int] = 15
     NEEDS_IMPORTANCE: ClassVar[bool] = False
-    ERROR_BOUND: ClassVar[float]
-
-    @property
-    def name(self) -> str:
-        """Return ggml's name."""
-        return self.NAME
 
     @property
     def needs_importance(self) -> bool:
@@ -69,40 +61,9 @@ class IQBlock(Encoding):
         return self.NEEDS_IMPORTANCE
 
     @property
-    def block_bytes(self) -> int:
-        """Return the bytes of a block."""
-        return LAYOUTS[self.NAME].bytes
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Return the bits per value, scales included."""
-        return 8 * self.block_bytes / BLOCK
-
-    @property
-    def block_shape(self) -> tuple[int, int]:
-        """Return (1, 256)."""
-        return 1, BLOCK
-
-    @property
-    def error_bound(self) -> float:
-        """Return the largest error of `encode` in units of the block's largest |value|."""
-        return self.ERROR_BOUND
-
-    @property
     def points(self) -> Points:
         """Return the codebook's points."""
         return points_of(self.NAME)
-
-    def part_specs(self, rows: int, columns: int) -> dict[str, PartSpec]:
-        """Return the one part `data` [rows, row_bytes] uint8."""
-        if columns % BLOCK:
-            raise QuantizationError(
-                UNNAMED,
-                f"rows of {columns} values do not divide into blocks of {BLOCK} ({self.name}); "
-                "choose a type with blocks of 32 or an affine type",
-            )
-        row_bytes = columns // BLOCK * self.block_bytes
-        return {"data": PartSpec(np.dtype(np.uint8), (rows, row_bytes))}
 
     def unpack(self, parts: Parts, columns: int) -> Unpacked:
         """Return codes [rows, columns] and scales; `fields` d and sc made them.
@@ -154,18 +115,7 @@ class IQBlock(Encoding):
             QuantizationError: one is.
         """
         if not np.isfinite(self._stored_scale(data.reshape(-1, self.block_bytes))).all():
-            raise self._too_large()
-
-    def _too_large(self) -> QuantizationError:
-        return QuantizationError(
-            UNNAMED,
-            f"a scale leaves float16's range, {self.name} stores it as float16; "
-            "keep the tensor in bfloat16 or float32",
-        )
-
-    def fit(self, rows: Float, importance: Float | None = None) -> Scales:
-        """Return the scales that `encode` would store."""
-        return self.unpack(self.encode(rows, importance), rows.shape[1]).scales
+            raise self._beyond_half()
 
     def assign(self, rows: Float, scales: Scales) -> Codes:
         """Return the codes of the nearest points on the given scales."""
@@ -175,26 +125,9 @@ class IQBlock(Encoding):
         found = self._nearest(np.clip(wanted, -1e6, 1e6).reshape(-1, BLOCK))
         return self._codes(*found).reshape(rows.shape)
 
-    def encode(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
-        """Return the blocks that llama.cpp's quantizer writes for these rows.
-
-        Raises:
-            QuantizationError: a weight is not finite, a scale leaves float16's range, or the type
-                needs importance and there is none.
-        """
-        kernel = cpu_kernel("encode", self.name)
-        if kernel is None:
-            return self.encode_reference(rows, importance)
-        self._require_fitting(rows, importance)
-        if importance is not None:
-            importance = np.ascontiguousarray(importance, np.float32)
-        data = kernel(self.name, np.ascontiguousarray(rows, np.float32), importance)
-        self.require_finite_scales(data)
-        return {"data": data}
-
     def encode_reference(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
         """Return the bytes of `encode`, by numpy alone."""
-        self._require_fitting(rows, importance)
+        self._require_encodable(rows, importance)
         if not rows.size:
             spec = self.part_specs(*rows.shape)["data"]
             return {"data": np.zeros(spec.shape, spec.dtype)}
@@ -211,7 +144,7 @@ class IQBlock(Encoding):
         found = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
         return self._assemble(found, rows.shape[0])
 
-    def _require_fitting(self, rows: Float, importance: Float | None) -> None:
+    def _require_encodable(self, rows: Float, importance: Float | None) -> None:
         self.part_specs(*rows.shape)
         require_finite(rows)
         require_half_reach(rows, self.name)
@@ -222,19 +155,7 @@ class IQBlock(Encoding):
                 "pass an importance matrix (--imatrix)",
             )
         if rows.size and max(rows.max(), -rows.min()) > LARGEST:
-            raise self._too_large()
-
-    def decode(self, parts: Parts, columns: int) -> Float:
-        """Return float32 values [rows, columns], bit for bit ggml's."""
-        kernel = cpu_kernel("decode", self.name)
-        if kernel is None:
-            return self.decode_reference(parts, columns)
-        decoded: Float = kernel(self.name, np.ascontiguousarray(parts["data"]), columns)
-        return decoded
-
-    def decode_reference(self, parts: Parts, columns: int) -> Float:
-        """Return the same values as `decode`, by numpy alone."""
-        return values_of(self.unpack(parts, columns))
+            raise self._beyond_half()
 
     def _stored_scale(self, blocks: Array) -> Float:
         """Return d of each block, [blocks] float32."""

@@ -25,13 +25,12 @@ from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings import ggml_k_fields as fields
 from halfbyte.ir.encodings.encoding import (
     Array,
-    Encoding,
     Grid,
     Parts,
-    PartSpec,
     Scales,
     Unpacked,
 )
+from halfbyte.ir.encodings.ggml_block import GgmlBlock
 from halfbyte.ir.encodings.ggml_k_search import (
     grouped,
     largest_first,
@@ -55,11 +54,8 @@ from halfbyte.ir.encodings.grid import (
     UNNAMED,
     nearest_codes,
     require_codes,
-    require_finite,
     require_half_reach,
-    values_of,
 )
-from halfbyte.ir.encodings.kernel_choice import cpu_kernel
 from halfbyte.kernels.layouts import LAYOUTS
 
 BLOCK = 256
@@ -68,36 +64,14 @@ Fields = dict[str, Array]
 
 
 @dataclass(frozen=True)
-class KBlock(Encoding):
+class KBlock(GgmlBlock):
     """Base: a concrete type gives its constants, its fields' bytes and its searches."""
 
-    NAME: ClassVar[str]
     BITS: ClassVar[int]
     GROUP: ClassVar[int]
     ZERO: ClassVar[int] = 0
     HAS_MINIMUM: ClassVar[bool] = False
     SCALE_RANGE: ClassVar[tuple[int, int]]
-    ERROR_BOUND: ClassVar[float]
-
-    @property
-    def name(self) -> str:
-        """Return ggml's name."""
-        return self.NAME
-
-    @property
-    def block_bytes(self) -> int:
-        """Return the bytes of a block."""
-        return LAYOUTS[self.NAME].bytes
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Return the bits per value, scales included."""
-        return 8 * self.block_bytes / BLOCK
-
-    @property
-    def block_shape(self) -> tuple[int, int]:
-        """Return (1, 256)."""
-        return 1, BLOCK
 
     @property
     def grid(self) -> Grid:
@@ -105,22 +79,6 @@ class KBlock(Encoding):
         kind: Any = "offset" if self.HAS_MINIMUM else "fixed"
         high = (1 << self.BITS) - 1
         return Grid(0, high, kind, self.ZERO, self.GROUP, "float32", composed_scales=True)
-
-    @property
-    def error_bound(self) -> float:
-        """Return the largest error of `encode` in units of the block's largest |value|."""
-        return self.ERROR_BOUND
-
-    def part_specs(self, rows: int, columns: int) -> dict[str, PartSpec]:
-        """Return the one part `data` [rows, row_bytes] uint8."""
-        if columns % BLOCK:
-            raise QuantizationError(
-                UNNAMED,
-                f"rows of {columns} values do not divide into blocks of {BLOCK} ({self.name}); "
-                "choose a type with blocks of 32 or an affine type",
-            )
-        row_bytes = columns // BLOCK * self.block_bytes
-        return {"data": PartSpec(np.dtype(np.uint8), (rows, row_bytes))}
 
     def unpack(self, parts: Parts, columns: int) -> Unpacked:
         """Return codes [rows, columns] and scales; `fields` d, sc (and dmin, mn) made them.
@@ -185,43 +143,19 @@ class KBlock(Encoding):
         blocks = data.reshape(-1, self.block_bytes)
         for name in ("d", "dmin"):
             if name in at and not np.isfinite(fields.half(blocks, at[name])).all():
-                raise QuantizationError(
-                    UNNAMED,
-                    f"a scale leaves float16's range, {self.name} stores it as float16; "
-                    "keep the tensor in bfloat16 or float32",
-                )
-
-    def fit(self, rows: Float, importance: Float | None = None) -> Scales:
-        """Return the scales that `encode` would store."""
-        return self.unpack(self.encode(rows, importance), rows.shape[1]).scales
+                raise self._beyond_half()
 
     def assign(self, rows: Float, scales: Scales) -> Codes:
         """Return the nearest codes on the given grid."""
         return nearest_codes(rows, scales, self.grid.low, self.grid.high)
 
-    def encode(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
-        """Return the blocks that llama.cpp's quantizer writes for these rows.
-
-        Raises:
-            QuantizationError: a weight is not finite, or a scale leaves float16's range.
-        """
-        kernel = cpu_kernel("encode", self.name)
-        if kernel is None:
-            return self.encode_reference(rows, importance)
-        self.part_specs(*rows.shape)
-        require_finite(rows)
+    def _require_encodable(self, rows: Float, importance: Float | None) -> None:
+        super()._require_encodable(rows, importance)
         require_half_reach(rows, self.name)
-        if importance is not None:
-            importance = np.ascontiguousarray(importance, np.float32)
-        data: Array = kernel(self.name, np.ascontiguousarray(rows, np.float32), importance)
-        self.require_finite_scales(data)
-        return {"data": data}
 
     def encode_reference(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
         """Return the bytes of `encode`, by numpy alone."""
-        self.part_specs(*rows.shape)
-        require_finite(rows)
-        require_half_reach(rows, self.name)
+        self._require_encodable(rows, importance)
         if not rows.size:
             spec = self.part_specs(*rows.shape)["data"]
             return {"data": np.zeros(spec.shape, spec.dtype)}
@@ -233,18 +167,6 @@ class KBlock(Encoding):
         with np.errstate(all="ignore"):
             codes, found = self._search(blocks, weight)
         return self._assemble(codes, found, rows.shape[0])
-
-    def decode(self, parts: Parts, columns: int) -> Float:
-        """Return float32 values [rows, columns], bit for bit ggml's."""
-        kernel = cpu_kernel("decode", self.name)
-        if kernel is None:
-            return self.decode_reference(parts, columns)
-        decoded: Float = kernel(self.name, np.ascontiguousarray(parts["data"]), columns)
-        return decoded
-
-    def decode_reference(self, parts: Parts, columns: int) -> Float:
-        """Return the same values as `decode`, by numpy alone."""
-        return values_of(self.unpack(parts, columns))
 
     @abstractmethod
     def _read(self, blocks: Array) -> tuple[Codes, Fields]:

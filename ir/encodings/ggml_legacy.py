@@ -26,13 +26,12 @@ import numpy as np
 from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings.encoding import (
     Array,
-    Encoding,
     Grid,
     Parts,
-    PartSpec,
     Scales,
     Unpacked,
 )
+from halfbyte.ir.encodings.ggml_block import GgmlBlock
 from halfbyte.ir.encodings.ggml_search import (
     Codes,
     Float,
@@ -46,12 +45,9 @@ from halfbyte.ir.encodings.grid import (
     implied_offset,
     nearest_codes,
     require_codes,
-    require_finite,
     shifted,
     stored,
-    values_of,
 )
-from halfbyte.ir.encodings.kernel_choice import cpu_kernel
 from halfbyte.kernels.layouts import LAYOUTS
 
 BLOCK = 32
@@ -59,33 +55,11 @@ HALF = np.dtype(np.float16)
 
 
 @dataclass(frozen=True)
-class LegacyBlock(Encoding):
+class LegacyBlock(GgmlBlock):
     """Base: a concrete type gives its constants and its two searches."""
 
-    NAME: ClassVar[str]
     BITS: ClassVar[int]
     HAS_OFFSET: ClassVar[bool] = False
-    ERROR_BOUND: ClassVar[float]
-
-    @property
-    def name(self) -> str:
-        """Return ggml's name."""
-        return self.NAME
-
-    @property
-    def block_bytes(self) -> int:
-        """Return the bytes of a block."""
-        return LAYOUTS[self.NAME].bytes
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Return the bits per value, scales included."""
-        return 8 * self.block_bytes / BLOCK
-
-    @property
-    def block_shape(self) -> tuple[int, int]:
-        """Return (1, 32)."""
-        return 1, BLOCK
 
     @property
     def grid(self) -> Grid:
@@ -97,22 +71,6 @@ class LegacyBlock(Encoding):
     @property
     def _zero(self) -> int:
         return 0 if self.HAS_OFFSET or self.BITS == 8 else 1 << (self.BITS - 1)
-
-    @property
-    def error_bound(self) -> float:
-        """Return the largest error of `encode` in units of the block's largest |value|."""
-        return self.ERROR_BOUND
-
-    def part_specs(self, rows: int, columns: int) -> dict[str, PartSpec]:
-        """Return the one part `data` [rows, row_bytes] uint8."""
-        if columns % BLOCK:
-            raise QuantizationError(
-                UNNAMED,
-                f"rows of {columns} values do not divide into blocks of {BLOCK} ({self.name}); "
-                "choose float16 or an affine type",
-            )
-        row_bytes = columns // BLOCK * self.block_bytes
-        return {"data": PartSpec(np.dtype(np.uint8), (rows, row_bytes))}
 
     def unpack(self, parts: Parts, columns: int) -> Unpacked:
         """Return codes [rows, columns] and the float16 scales (and offsets) of each block."""
@@ -171,38 +129,16 @@ class LegacyBlock(Encoding):
         blocks = data.reshape(data.shape[0], data.shape[1] // self.block_bytes, self.block_bytes)
         for field, meaning in (("d", "a scale"), ("m", "an offset")):
             if field in at and not np.isfinite(_half_field(blocks, at[field])).all():
-                raise QuantizationError(UNNAMED, _too_large(self.name, meaning))
-
-    def fit(self, rows: Float, importance: Float | None = None) -> Scales:
-        """Return the scales that `encode` would store."""
-        return self.unpack(self.encode(rows, importance), rows.shape[1]).scales
+                raise self._beyond_half(meaning)
 
     def assign(self, rows: Float, scales: Scales) -> Codes:
         """Return the nearest codes on the given grid."""
         grid = self.grid
         return nearest_codes(rows, scales, grid.low, grid.high)
 
-    def encode(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
-        """Return the blocks that llama.cpp's quantizer writes for these rows.
-
-        Raises:
-            QuantizationError: a weight is not finite, or a scale leaves float16's range.
-        """
-        kernel = cpu_kernel("encode", self.name)
-        if kernel is None:
-            return self.encode_reference(rows, importance)
-        self.part_specs(*rows.shape)
-        require_finite(rows)
-        if importance is not None:
-            importance = np.ascontiguousarray(importance, np.float32)
-        data = kernel(self.name, np.ascontiguousarray(rows, np.float32), importance)
-        self.require_finite_scales(data)
-        return {"data": data}
-
     def encode_reference(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
         """Return the same bytes as `encode`, by numpy alone."""
-        self.part_specs(*rows.shape)
-        require_finite(rows)
+        self._require_encodable(rows, importance)
         x = np.ascontiguousarray(rows.reshape(-1, BLOCK).T)
         with np.errstate(all="ignore"):
             if importance is None or self.BITS == 8:
@@ -215,18 +151,6 @@ class LegacyBlock(Encoding):
         per_block = [None if v is None else v.reshape(shape) for v in halves]
         assert per_block[0] is not None
         return self._assemble(codes.T.reshape(rows.shape), per_block[0], per_block[1])
-
-    def decode(self, parts: Parts, columns: int) -> Float:
-        """Return float32 values [rows, columns], bit for bit ggml's."""
-        kernel = cpu_kernel("decode", self.name)
-        if kernel is None:
-            return self.decode_reference(parts, columns)
-        decoded: Float = kernel(self.name, np.ascontiguousarray(parts["data"]), columns)
-        return decoded
-
-    def decode_reference(self, parts: Parts, columns: int) -> Float:
-        """Return the same values as `decode`, by numpy alone."""
-        return values_of(self.unpack(parts, columns))
 
     @abstractmethod
     def _plain(self, x: Float) -> tuple[Codes, Float, Float | None]:
@@ -319,13 +243,6 @@ class Q8_0(LegacyBlock):  # noqa: N801
 
     def _weighted(self, x: Float, weight: Float) -> tuple[Codes, Float, None]:
         return self._plain(x)
-
-
-def _too_large(name: str, field: str) -> str:
-    return (
-        f"{field} leaves float16's range, {name} stores it as float16; "
-        "keep the tensor in bfloat16 or float32"
-    )
 
 
 def _half_field(blocks: Array, at: int) -> Float:

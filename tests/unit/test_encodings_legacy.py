@@ -136,7 +136,7 @@ def fake_cpu(**fields: object) -> types.ModuleType:
     module.__dict__.update(
         available=lambda: True,
         CLAIMS={"encode": frozenset({"Q8_0"}), "decode": frozenset({"Q8_0"})},
-        encode=lambda kind, rows, importance: np.zeros((len(rows), 34), np.uint8),
+        encode=lambda kind, rows, importance, compat: np.zeros((len(rows), 34), np.uint8),
         decode=lambda kind, data, columns: np.full((len(data), columns), 7, np.float32),
         **fields,
     )
@@ -157,7 +157,7 @@ def test_a_claimed_encoding_uses_the_kernel(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_bytes_of_a_kernel_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     module = fake_cpu()
-    module.encode = lambda kind, rows, importance: np.full((1, 34), 0x7C, np.uint8)
+    module.encode = lambda kind, rows, importance, compat: np.full((1, 34), 0x7C, np.uint8)
     monkeypatch.setitem(sys.modules, "halfbyte.kernels.cpu", module)
     with pytest.raises(QuantizationError, match="a scale leaves float16's range"):
         encoding_from_name("Q8_0").encode(RAMP)

@@ -9,7 +9,7 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 
 from halfbyte.errors import QuantizationError
-from halfbyte.ir.encodings import encoding_from_name, ggml_blocks
+from halfbyte.ir.encodings import encoding_from_name, ggml_block
 from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.encodings.encoding import Scales, Unpacked
 from halfbyte.ir.encodings.ggml_fp4 import e8m0_exponent, ue4m3_bytes, ue4m3_values
@@ -46,7 +46,7 @@ def test_without_the_extension_numpy_gives_the_same(
     encoding, rows = encoding_from_name(name), normal_rows(3, COLUMNS)
     parts = encoding.encode(rows)
     values = encoding.decode(parts, COLUMNS)
-    monkeypatch.setattr(ggml_blocks, "cpu_kernel", lambda function, kind: None)
+    monkeypatch.setattr(ggml_block, "cpu_kernel", lambda function, kind: None)
     assert bits(encoding.encode(rows)) == bits(parts)
     np.testing.assert_array_equal(encoding.decode(parts, COLUMNS), values)
 

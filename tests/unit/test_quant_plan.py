@@ -97,7 +97,7 @@ def test_a_block_type_follows_llama_quantize() -> None:
     assert plan["h.0.up.weight"].reason == "rows of 40 do not divide into blocks"
     assert plan.warnings == (
         "head.weight: Q8_0 instead of Q6_K, rows of 64 values do not divide into blocks of 256 "
-        "(Q6_K); choose a type with blocks of 32 or an affine type",
+        "(Q6_K); choose a type with blocks of 32, float16 or an affine type",
         "h.0.up.weight: float16 instead of Q4_0, rows of 40 values do not divide into blocks "
         "of 32 (Q4_0); choose float16 or an affine type",
     )
