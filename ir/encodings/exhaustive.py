@@ -18,13 +18,12 @@ from __future__ import annotations
 import importlib
 
 import numpy as np
-from numpy.typing import NDArray
 
 from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings.encoding import Array, Encoding
+from halfbyte.ir.encodings.ggml_search import Float, ordered_sum
 from halfbyte.ir.encodings.grid import require_finite
 
-Float = NDArray[np.float32]
 CHUNK_VALUES = 1 << 17
 
 _HERE = "halfbyte.ir.encodings"
@@ -43,10 +42,7 @@ EXHAUSTIVE: dict[str, str] = {
 def search_weight(rows: Float, importance: Float | None) -> Float:
     """Return importance * sqrt(mean square of 32 columns + x^2) for rows [rows, columns]."""
     squares = rows * rows
-    runs = squares.reshape(-1, 32)
-    energy = np.zeros(len(runs), np.float32)
-    for column in runs.T:
-        energy += column
+    energy = ordered_sum(squares.reshape(-1, 32).T)
     spread = np.repeat(energy / np.float32(32), 32).reshape(rows.shape)
     weight: Float = np.sqrt(spread + squares)
     if importance is not None:
@@ -98,11 +94,7 @@ def _better_blocks(
 
     def error(data: Array) -> Float:
         gap = encoding.decode({"data": data}, rows.shape[1]).astype(np.float32) - rows
-        terms = np.ascontiguousarray((weight * (gap * gap)).reshape(blocks, width).T)
-        total = np.zeros(blocks, np.float32)
-        for term in terms:
-            total += term
-        return total
+        return ordered_sum((weight * (gap * gap)).reshape(blocks, width).T)
 
     better = error(found) < error(usual)
     mixed = np.where(better[:, None], found.reshape(blocks, -1), usual.reshape(blocks, -1))

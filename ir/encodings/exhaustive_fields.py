@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.ir.encodings.encoding import Array, Encoding, Scales, Unpacked
+from halfbyte.ir.encodings.ggml_search import Codes, Float, ordered_sum
 from halfbyte.kernels.cpu_search import least_error, nearest_level, ordered_sums, reciprocal
 
-Float = NDArray[np.float32]
-Codes = NDArray[np.int32]
 BLOCK = 256
 WINDOW = 6  # of Q4_K and Q5_K: codes of scale and minimum to each side of the present ones
 MOVES = 4  # times that the window follows the best
@@ -64,10 +63,7 @@ class _Blocks:
     def block_error(self) -> Float:
         """Return the error of each block, added group by group."""
         assert self.error is not None
-        total = np.zeros(len(self.d), np.float32)
-        for part in self.error.reshape(len(self.d), -1).T:
-            total += part
-        return total
+        return ordered_sum(self.error.reshape(len(self.d), -1).T)
 
     def steps(self) -> tuple[Float, Float]:
         """Return scale and minimum of each group."""

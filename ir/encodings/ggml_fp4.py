@@ -21,6 +21,7 @@ gives upstream's bytes there too.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -78,11 +79,13 @@ class _Fp4(SmallBlock):
     def _require_encodable(self, rows: Float, importance: Float | None) -> None:
         GgmlBlock._require_encodable(self, rows, importance)  # scales are no float16
 
+    @abstractmethod
     def _scales(self, blocks: Array) -> Float:
-        raise NotImplementedError
+        """Return the scales [blocks, groups]."""
 
+    @abstractmethod
     def _put_scales(self, blocks: Array, scale: Float) -> None:
-        raise NotImplementedError
+        """Write the scales [blocks, groups] into blocks."""
 
 
 def nearest_e2m1(x: Float, scale: Float) -> Codes:
