@@ -21,7 +21,7 @@ from halfbyte.converters.gguf.ggml_types import VALUE_DTYPES, ValueType
 from halfbyte.converters.gguf.metadata_value import MetadataValue, typed
 from halfbyte.converters.gguf.reader import read_model
 from halfbyte.converters.gguf.split import NAME_PATTERN
-from halfbyte.converters.gguf.writer import alignment_of, header_bytes, write_gguf
+from halfbyte.converters.gguf.writer import alignment_of, header_bytes, write_stream
 from halfbyte.errors import HalfbyteError
 from halfbyte.files import atomic_file
 from halfbyte.ir.tensor import Tensor
@@ -223,13 +223,10 @@ def edit_metadata(
     if target.is_dir():
         raise HalfbyteError(f"{target}: is a folder, a file was required; name a file")
     _refuse_other_parts(source, target)
-    partial = target.with_name(f".{target.name}.edited")
-    try:
-        write_gguf(partial, pairs, tensors, threads, progress)
-        _require_readable(partial, pairs, target)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(target) as stream:
+        write_stream(stream, pairs, tensors, threads, progress)
+        stream.flush()
+        _require_readable(Path(stream.name), pairs, target)
     return False
 
 
