@@ -106,6 +106,14 @@ class GgmlBlock(Encoding):
         self.part_specs(*rows.shape)
         require_finite(rows)
 
+    def _in_blocks(self, rows: Float, importance: Float | None) -> tuple[Float, Float | None]:
+        """Return rows and the importance of each of their values as [blocks, values]."""
+        blocks = np.ascontiguousarray(rows, np.float32).reshape(-1, self.block)
+        if importance is None:
+            return blocks, None
+        row = np.ascontiguousarray(importance, np.float32).reshape(1, -1, self.block)
+        return blocks, np.broadcast_to(row, (len(rows), *row.shape[1:])).reshape(-1, self.block)
+
     @abstractmethod
     def require_finite_scales(self, data: Array) -> None:
         """Check that no scale is NaN or infinite, as llama.cpp does when it loads.

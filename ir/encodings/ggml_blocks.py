@@ -156,11 +156,7 @@ class SmallBlock(GgmlBlock):
         if not rows.size:
             spec = self.part_specs(*rows.shape)["data"]
             return {"data": np.zeros(spec.shape, spec.dtype)}
-        blocks = np.ascontiguousarray(rows, np.float32).reshape(-1, self.block)
-        weight = None
-        if importance is not None:
-            row = np.ascontiguousarray(importance, np.float32).reshape(1, -1, self.block)
-            weight = np.broadcast_to(row, (rows.shape[0], *row.shape[1:])).reshape(-1, self.block)
+        blocks, weight = self._in_blocks(rows, importance)
         with np.errstate(all="ignore"):
             codes, scale, found = self._search(blocks, weight)
             return self._assemble(codes, scale, found, rows.shape[0])

@@ -131,11 +131,7 @@ class IQBlock(GgmlBlock):
         if not rows.size:
             spec = self.part_specs(*rows.shape)["data"]
             return {"data": np.zeros(spec.shape, spec.dtype)}
-        blocks = np.ascontiguousarray(rows, np.float32).reshape(-1, BLOCK)
-        weight = None
-        if importance is not None:
-            row = np.ascontiguousarray(importance, np.float32).reshape(1, -1, BLOCK)
-            weight = np.broadcast_to(row, (rows.shape[0], *row.shape[1:])).reshape(-1, BLOCK)
+        blocks, weight = self._in_blocks(rows, importance)
         pieces = []
         with np.errstate(all="ignore"):
             for i in range(0, len(blocks), CHUNK):

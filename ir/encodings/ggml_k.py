@@ -159,11 +159,7 @@ class KBlock(GgmlBlock):
         if not rows.size:
             spec = self.part_specs(*rows.shape)["data"]
             return {"data": np.zeros(spec.shape, spec.dtype)}
-        blocks = np.ascontiguousarray(rows, np.float32).reshape(-1, BLOCK)
-        weight = None
-        if importance is not None:
-            row = np.ascontiguousarray(importance, np.float32).reshape(1, -1, BLOCK)
-            weight = np.broadcast_to(row, (rows.shape[0], *row.shape[1:])).reshape(-1, BLOCK)
+        blocks, weight = self._in_blocks(rows, importance)
         with np.errstate(all="ignore"):
             codes, found = self._search(blocks, weight)
         return self._assemble(codes, found, rows.shape[0])
