@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from halfbyte.errors import UnsupportedError
 
@@ -12,13 +14,24 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from halfbyte.ir.encodings.encoding import Encoding
+    from halfbyte.ir.encodings.encoding import Array, Encoding
     from halfbyte.ir.tensor import Tensor
+    from halfbyte.quant.calibration.statistics import InputStatistics
+    from halfbyte.quant.method import MethodOptions
+    from halfbyte.quant.solver import Solver
 
 ALGORITHMS: dict[str, str] = {
     "rtn": "halfbyte.quant.algorithms.rtn:requantize",
     "exhaustive": "halfbyte.quant.algorithms.exhaustive:requantize",
 }
+# Those that need the statistics of a weight's inputs.
+CALIBRATED: dict[str, str] = {
+    "gptq": "halfbyte.quant.algorithms.gptq:solve",
+    "gptaq": "halfbyte.quant.algorithms.gptq:solve_asymmetric",
+}
+
+# Those that change float weights and leave the model's function as it is; `quant/transforms/`.
+TRANSFORMS = ("awq", "smoothquant", "rotate")
 
 
 class Algorithm(Protocol):
@@ -38,6 +51,40 @@ class Algorithm(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Solved:
+    """A weight in its encoding.
+
+    parts: as `Encoding.encode` returns. error: trace of dW H dW^T over the count of inputs, the
+    mean square of the output's error summed over rows; rtn_error: that of the encoding's own
+    `encode`. note: what was done otherwise than asked, in words, or an empty text.
+    """
+
+    parts: Mapping[str, Array]
+    error: float
+    rtn_error: float
+    note: str = ""
+
+
+class Calibrated(Protocol):
+    """A function that rounds one weight so that its output changes little."""
+
+    def __call__(
+        self,
+        weight: NDArray[np.float32],
+        encoding: Encoding,
+        statistics: InputStatistics,
+        options: MethodOptions,
+        solver: Solver,
+    ) -> Solved:
+        """Return the weight [rows, columns] in `encoding`.
+
+        Raises:
+            QuantizationError: weights or statistics are not finite, or the encoding cannot hold
+                rows of this length.
+        """
+
+
 # How wide each block's scales are searched: the method that `--search` stands for.
 SEARCHES = {"default": "rtn", "exhaustive": "exhaustive"}
 
@@ -48,9 +95,23 @@ def get_algorithm(name: str) -> Algorithm:
     Raises:
         UnsupportedError: there is none.
     """
-    if name not in ALGORITHMS:
-        near = difflib.get_close_matches(name, ALGORITHMS) or list(ALGORITHMS)
-        raise UnsupportedError(f"method {name!r}", "quantize", near)
-    module, function = ALGORITHMS[name].split(":")
-    found: Algorithm = getattr(importlib.import_module(module), function)
+    found: Algorithm = _loaded(ALGORITHMS, name)
     return found
+
+
+def get_calibrated(name: str) -> Calibrated:
+    """Return the calibrated algorithm called `name`.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    found: Calibrated = _loaded(CALIBRATED, name)
+    return found
+
+
+def _loaded(table: Mapping[str, str], name: str) -> Any:
+    if name not in table:
+        near = difflib.get_close_matches(name, table) or list(table)
+        raise UnsupportedError(f"method {name!r}", "quantize", near)
+    module, function = table[name].split(":")
+    return getattr(importlib.import_module(module), function)

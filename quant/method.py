@@ -1,0 +1,126 @@
+"""What `--method` means: transforms of the float weights, then one way of rounding them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from halfbyte.errors import UnsupportedError
+from halfbyte.quant.algorithms import ALGORITHMS, CALIBRATED, TRANSFORMS
+
+ActOrder = Literal["none", "static", "group"]
+ACT_ORDERS: tuple[ActOrder, ...] = ("none", "static", "group")
+# Methods that aim at the output of the float model, so that both models must run.
+FLOAT_STREAM = ("gptaq",)
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """What bends the calibrated methods; the defaults are what measured best.
+
+    damping: added to the hessian's diagonal, in units of its mean; raised tenfold until the matrix
+    is positive definite. act_order: `none` (columns as they stand), `static` (columns by falling
+    diagonal, groups by place, scales chosen up front), `group` (groups of sorted columns, for
+    encodings with a group index). static_groups: all scales of affine groups from the given
+    weights, none from updated ones. group_search: try smaller ranges for affine groups. refine:
+    rounds of refitting scales and descending on codes after GPTQ, 0 for the paper's method.
+    alpha: the weight of GPTAQ's correction. block: columns whose updates are applied at once.
+    true_sequential: weights of a layer see what the layer's earlier ones became.
+    """
+
+    damping: float = 0.01
+    act_order: ActOrder = "none"
+    static_groups: bool = False
+    group_search: bool = True
+    refine: int = 0
+    alpha: float = 0.25
+    block: int = 128
+    true_sequential: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            UnsupportedError: one has no meaning.
+        """
+        if self.act_order not in ACT_ORDERS:
+            raise UnsupportedError(f"act order {self.act_order!r}", "quantize", list(ACT_ORDERS))
+        if not 0 <= self.damping <= 1:
+            found = f"damping {self.damping!r}"
+            raise UnsupportedError(found, "quantize", ["numbers from 0 to 1"])
+        if self.block < 1 or self.refine < 0:
+            found = f"block {self.block}, refine {self.refine}"
+            raise UnsupportedError(found, "quantize", ["block from 1", "refine from 0"])
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A method: names of transforms in order, and the algorithm that rounds."""
+
+    transforms: tuple[str, ...]
+    rounding: str
+
+    @property
+    def name(self) -> str:
+        """Return the text that `parse_method` reads."""
+        return "+".join([*self.transforms, self.rounding])
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether inputs of the layers must be known: for rounding or for a transform."""
+        return self.rounding in CALIBRATED or any(name in NEED_DATA for name in self.transforms)
+
+    @property
+    def needs_hessian(self) -> bool:
+        """Whether rounding asks for the whole matrix of products of inputs."""
+        return self.rounding in CALIBRATED
+
+    @property
+    def needs_float_stream(self) -> bool:
+        """Whether the float model must run beside the quantized one."""
+        return self.rounding in FLOAT_STREAM
+
+
+# Transforms that look at the layers' inputs; rotation does not.
+NEED_DATA = ("awq", "smoothquant")
+
+
+def parse_method(text: str) -> Chain:
+    """Return what a name of `--method` stands for: `gptq`, `awq`, `rotate+awq+gptq`, ...
+
+    Where the last name is a transform, rounding is `rtn`.
+
+    Raises:
+        UnsupportedError: a name is unknown, stands twice, or something follows the rounding.
+    """
+    names = [name.strip() for name in text.lower().split("+")]
+    rounding = [*ALGORITHMS, *CALIBRATED]
+    for name in names:
+        if name not in TRANSFORMS and name not in rounding:
+            raise UnsupportedError(f"method {name!r}", "quantize", _nearest(name))
+    *transforms, last = names
+    if last in TRANSFORMS:
+        transforms, last = names, "rtn"
+    for name in transforms:
+        if name not in TRANSFORMS:
+            found = f"method {text!r}: {name!r} rounds, nothing can follow it; method {text!r}"
+            raise UnsupportedError(found, "quantize", _reordered(names))
+    if len(set(transforms)) != len(transforms):
+        twice = next(name for name in transforms if transforms.count(name) > 1)
+        once = "+".join([*dict.fromkeys(transforms), last])
+        raise UnsupportedError(f"method {text!r} with {twice!r} twice", "quantize", [once])
+    return Chain(tuple(transforms), last)
+
+
+def _reordered(names: Iterable[str]) -> list[str]:
+    """Return the chains that the names may have meant, one for each that rounds."""
+    listed = list(dict.fromkeys(names))
+    transforms = [name for name in listed if name in TRANSFORMS]
+    return ["+".join([*transforms, name]) for name in listed if name not in TRANSFORMS]
+
+
+def _nearest(name: str) -> list[str]:
+    known = [*ALGORITHMS, *CALIBRATED, *TRANSFORMS]
+    return difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
