@@ -301,22 +301,36 @@ class Graph:
         twins: dict[Value, Value] = {}
         result = Graph(self.name, opset=self.opset, states=dict(self.states))
         for value in self.values():
-            twins[value] = Value(
-                value.name, value.dtype, value.shape, constant=value.constant, fixed=value.fixed
-            )
+            twins[value] = _twin_value(value)
         result._names = {value.name: 0 for value in twins}  # names of what is gone are free
         result.inputs = [twins[value] for value in self.inputs]
         result._constants = {name: twins[value] for name, value in self._constants.items()}
         for node in self.nodes:
-            inputs = [None if value is None else twins[value] for value in node.inputs]
-            outputs = [twins[value] for value in node.outputs]
-            attributes = {
-                name: held.copy() if isinstance(held, Graph) else held
-                for name, held in node.attributes.items()
-            }
-            twin = replace(node, inputs=inputs, outputs=outputs, attributes=attributes)
-            result.insert(twin)
+            result.insert(_twin_of(node, twins))
         result.outputs = [twins[value] for value in self.outputs]
+        return result
+
+    def part(self, nodes: Iterable[Node], outputs: Sequence[Value], name: str = "part") -> Graph:
+        """Return an independent graph of some nodes, in the order given, over the same tensors.
+
+        What the nodes read and none of them makes, and is no constant, are its inputs.
+        """
+        result = Graph(name, opset=self.opset)
+        twins: dict[Value, Value] = {}
+        for node in nodes:
+            for value in (*(v for v in node.inputs if v is not None), *node.outputs):
+                if value not in twins:
+                    twins[value] = _twin_value(value)
+                    made = value.producer is node
+                    if value.constant is not None:
+                        result._constants[value.name] = twins[value]
+                    elif not made:
+                        result.inputs.append(twins[value])
+            result.insert(_twin_of(node, twins))
+            used = (node.attributes.get(key) for key in ("key_state", "value_state"))
+            result.states |= {state: self.states[state] for state in used if state}
+        result._names = {value.name: 0 for value in twins.values()}
+        result.outputs = [twins[value] for value in outputs]
         return result
 
     def __str__(self) -> str:
@@ -324,3 +338,18 @@ class Graph:
         from halfbyte.ir.text import print_graph
 
         return print_graph(self)
+
+
+def _twin_value(value: Value) -> Value:
+    return Value(value.name, value.dtype, value.shape, constant=value.constant, fixed=value.fixed)
+
+
+def _twin_of(node: Node, twins: Mapping[Value, Value]) -> Node:
+    """Return a node over other values, its subgraphs copied."""
+    inputs = [None if value is None else twins[value] for value in node.inputs]
+    outputs = [twins[value] for value in node.outputs]
+    attributes = {
+        name: held.copy() if isinstance(held, Graph) else held
+        for name, held in node.attributes.items()
+    }
+    return replace(node, inputs=inputs, outputs=outputs, attributes=attributes)
