@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings import encoding_from_name, list_encodings
@@ -30,6 +30,15 @@ class Profile(Protocol):
 
     def alternatives(self, tensor: Tensor) -> list[Encoding]:
         """Return encodings the container can hold, nearest to the tensor's own first."""
+
+
+@runtime_checkable
+class HeadProfile(Protocol):
+    """A container whose readers expect a float output head unless it is asked otherwise."""
+
+    @property
+    def leaves_head(self) -> bool:
+        """Whether a type for all weights leaves the output head alone."""
 
 
 FLOAT_TABLES = frozenset(

@@ -20,12 +20,12 @@ from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.encodings.transcode import Verdict, judge, judge_tensor, refusal, transcode
 from halfbyte.ir.model import Model
-from halfbyte.ir.profile import CONSTANT, Profile, stays_float
+from halfbyte.ir.profile import CONSTANT, HeadProfile, Profile, stays_float
 from halfbyte.ir.tensor import Tensor
 from halfbyte.quant.algorithms import get_algorithm
 from halfbyte.quant.mixes import ROW_LENGTH_FALLBACK, SHORTER_BLOCKS
 from halfbyte.quant.overrides import Aliases, matched_overrides, no_aliases
-from halfbyte.quant.type_choice import TypeChoice, TypeOptions, named_type
+from halfbyte.quant.type_choice import TypeChoice, TypeOptions, is_head, named_type
 
 SMALLEST_FLOAT_BITS = 16  # of norms, biases and other weights that are never quantized
 STAND_IN = "Q8_0"  # where a container does not hold the better type that a mix has
@@ -209,7 +209,14 @@ class _Planner:
             return self._kept(tensor)
         if is_fixed:
             return self._float(tensor, stays_float(tensor), choice.named.base)
-        return self._settled(tensor, *choice.choose(tensor))
+        chosen = choice.choose(tensor)
+        if self._leaves_head and is_head(tensor):
+            return replace(self._kept(tensor), reason=f"readers of {self.profile.name} want it so")
+        return self._settled(tensor, *chosen)
+
+    @property
+    def _leaves_head(self) -> bool:
+        return isinstance(self.profile, HeadProfile) and self.profile.leaves_head
 
     def require_effect(self) -> None:
         """Check that the container took the type for one weight at least, where it refused any.

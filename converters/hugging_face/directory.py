@@ -14,6 +14,8 @@ from halfbyte.converters.architectures.architecture import Architecture
 from halfbyte.converters.architectures.config import WHERE
 from halfbyte.converters.format import ReadOptions
 from halfbyte.converters.hugging_face.checkpoint import read_weights
+from halfbyte.converters.hugging_face.checkpoints import get_checkpoint
+from halfbyte.converters.hugging_face.checkpoints.detection import find_quantization
 from halfbyte.converters.hugging_face.experts import with_stacked_experts
 from halfbyte.converters.hugging_face.safetensors import parse_json
 from halfbyte.converters.weight_map import Identified, identify, to_canonical
@@ -26,6 +28,7 @@ from halfbyte.ir.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
+QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -97,7 +100,7 @@ def read_model(path: Path, options: ReadOptions) -> Model:
     folder = path if path.is_dir() else path.parent
     files = read_text_files(folder)
     described = _describe(folder, files)
-    weights = read_weights(path, options)
+    weights, notes = _decodable(folder, files, read_weights(path, options))
     weights, config, warnings = _identified(path, weights, described)
     tokenizer, tokenizer_warnings = _tokenizer(files)
     generation: dict[str, Any] = {}
@@ -112,8 +115,21 @@ def read_model(path: Path, options: ReadOptions) -> Model:
         metadata={"files": files} if files else {},
         provenance=_provenance(path),
         build=None if described.architecture is None else described.architecture.build,
-        warnings=(*described.warnings, *warnings, *tokenizer_warnings),
+        warnings=(*described.warnings, *notes, *warnings, *tokenizer_warnings),
     )
+
+
+def _decodable(
+    folder: Path, files: dict[str, bytes], stored: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the weights, those of a quantized checkpoint encoded, and notes for the user."""
+    raw = {}
+    if CONFIG_FILE in files:
+        raw = parse_json(files[CONFIG_FILE], folder / CONFIG_FILE, CONFIG_FILE)
+    found = find_quantization(folder, raw, stored)
+    if found is None:
+        return stored, []
+    return get_checkpoint(found.method, str(found.where)).read(stored, found), found.notes
 
 
 def _describe(folder: Path, files: dict[str, bytes]) -> _Described:
@@ -121,13 +137,7 @@ def _describe(folder: Path, files: dict[str, bytes]) -> _Described:
         return _Described(None, {}, (f"no {CONFIG_FILE}: weights only, without a graph",))
     where = folder / CONFIG_FILE
     raw = parse_json(files[CONFIG_FILE], where, CONFIG_FILE)
-    quantization = raw.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        raise UnsupportedError(
-            f"a checkpoint quantized by {method or 'an unnamed method'!r}", str(where),
-            ["unquantized checkpoints"], "take the model it was made from",
-        )  # fmt: skip
+    raw = {key: value for key, value in raw.items() if key not in QUANTIZATION_KEYS}
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
         return _Described(None, raw, (f"{CONFIG_FILE} has no model_type: weights only",))
@@ -160,7 +170,9 @@ def _identified(
     known: dict[str, Tensor] = {}
     for name in sorted(found.keys, key=lambda name: order[found.keys[name]]):
         tensor = weights[name].identified(found.keys[name])
-        known[name] = to_canonical(tensor, architecture)
+        # Quantized weights lie [out, in] in every checkpoint.
+        quantized = tensor.encoding.is_quantized
+        known[name] = tensor if quantized else to_canonical(tensor, architecture)
     warnings = _notes(found)
     if config.get("tie_word_embeddings"):
         config = _settle_tie(known, config, warnings)

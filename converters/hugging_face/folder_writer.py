@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +12,30 @@ from halfbyte.converters.architectures.architecture import Architecture
 from halfbyte.converters.architectures.rope_scaling import DIVISORS, divisors_as_scaling
 from halfbyte.converters.format import WriteOptions, WrittenTensor
 from halfbyte.converters.hugging_face.checkpoint import SAFETENSORS_FILE, SAFETENSORS_INDEX
+from halfbyte.converters.hugging_face.checkpoints import checkpoint_of_flavour
+from halfbyte.converters.hugging_face.checkpoints.checkpoint import (
+    Checkpoint,
+    Description,
+    StoredArray,
+)
 from halfbyte.converters.hugging_face.directory import (
     CONFIG_FILE,
     GENERATION_FILE,
+    QUANTIZATION_KEYS,
     dense_dtype,
     with_source_files,
 )
 from halfbyte.converters.hugging_face.experts import split_experts, stacks
 from halfbyte.converters.hugging_face.safetensors import METADATA_KEY, parse_json
-from halfbyte.converters.hugging_face.safetensors_writer import ArraySpec, Job, write_safetensors
+from halfbyte.converters.hugging_face.safetensors_writer import write_safetensors
 from halfbyte.converters.weight_map import from_canonical, in_rotary_order, names_by_key
 from halfbyte.errors import FormatError, UnsupportedError
 from halfbyte.files import atomic_file, atomic_folder, contained
 from halfbyte.ir.encodings.dense import Dense
-from halfbyte.ir.encodings.encoding import Array
 from halfbyte.ir.model import Model
 from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import Tensor
 
-FLAVOURS = ("",)
 FILE_METADATA = {"format": "pt"}
 POOLING_KEY = "pooling_type"
 _POOLING_MODES = {"cls": "cls_token", "mean": "mean_tokens", "last": "lasttoken"}
@@ -46,24 +49,12 @@ class _Output:
     name: str
     tensor: Tensor
     source: str
+    arrays: tuple[StoredArray, ...]
     is_piece: bool = False
 
     @property
-    def spec(self) -> ArraySpec:
-        return ArraySpec(self.name, self.tensor.parts["data"].dtype, self.tensor.shape)
-
-    def jobs(self) -> Iterator[Job]:
-        for start, stop in self.tensor.row_ranges():
-            yield partial(self._read, start, stop)
-
-    def _read(self, start: int, stop: int) -> list[tuple[str, Array]]:
-        return [(self.name, self.tensor.read(start, stop)["data"])]
-
-
-def require_flavour(flavour: str) -> None:
-    """Raise UnsupportedError unless the flavour is one that is written here."""
-    if flavour not in FLAVOURS:
-        raise UnsupportedError(f"flavour {flavour!r}", "--to hf", ["hf without a flavour"])
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
 
 
 def write_folder(model: Model, path: Path, options: WriteOptions) -> list[WrittenTensor]:
@@ -73,7 +64,7 @@ def write_folder(model: Model, path: Path, options: WriteOptions) -> list[Writte
         UnsupportedError: the flavour is unknown, a weight is not dense or has no name here.
         FormatError: the tokenizer has more tokens than the model.
     """
-    require_flavour(options.flavour)
+    checkpoint = checkpoint_of_flavour(options.flavour)
     architecture = _architecture(model)
     if architecture is not None and model.build is None:
         what = f"architecture {model.architecture!r} without settings that are understood"
@@ -81,12 +72,12 @@ def write_folder(model: Model, path: Path, options: WriteOptions) -> list[Writte
     if architecture is None and model.build is not None and path.suffix != ".safetensors":
         what, where = "a plain graph as a folder without model_type", "--to hf"
         raise UnsupportedError(what, where, advice="write .onnx, .hb, or .safetensors for weights")
-    outputs = _outputs(model, architecture)
+    outputs, description = _stored(model, architecture, checkpoint)
     if path.suffix == ".safetensors":
         with atomic_file(path) as stream:
             _write_shard(stream, outputs, options)
     else:
-        texts = _text_files(model, architecture)
+        texts = _text_files(model, architecture, description)
         with atomic_folder(path) as folder:
             for name, content in texts.items():
                 target = contained(folder, name)
@@ -95,7 +86,7 @@ def write_folder(model: Model, path: Path, options: WriteOptions) -> list[Writte
             _write_shards(folder, outputs, options)
     return [
         WrittenTensor(
-            *(o.source, o.name, str(o.tensor.encoding), o.tensor.nbytes),
+            *(o.source, o.name, str(o.tensor.encoding), o.nbytes),
             shape=o.tensor.shape if o.is_piece else None,
         )
         for o in outputs
@@ -109,7 +100,9 @@ def _architecture(model: Model) -> Architecture | None:
         return None
 
 
-def _outputs(model: Model, architecture: Architecture | None) -> list[_Output]:
+def _outputs(
+    model: Model, architecture: Architecture | None, checkpoint: Checkpoint | None
+) -> list[_Output]:
     names = {} if architecture is None else names_by_key(architecture, model.config)
     stacked = {} if architecture is None else stacks(architecture, model.config)
     outputs: list[_Output] = []
@@ -117,15 +110,17 @@ def _outputs(model: Model, architecture: Architecture | None) -> list[_Output]:
     for tensor in model.weights.values():
         if tensor.role in _SAID_BY_CONFIG and architecture is not None:
             continue
-        if not isinstance(tensor.encoding, Dense):
+        if checkpoint is None and not isinstance(tensor.encoding, Dense):
             raise UnsupportedError(
                 f"encoding {tensor.encoding} of {tensor.name!r}", "--to hf",
-                ["float32", "float16", "bfloat16"], "give --type float32, or write gguf or hb",
+                ["float32", "float16", "bfloat16"],
+                "give --type float32, or write gguf, hb or a flavour of hf",
             )  # fmt: skip
         source = tensor.name
         if architecture is not None:
             tensor = in_rotary_order(tensor, architecture, model.config, False)
-            tensor = from_canonical(tensor, architecture)
+            if not tensor.encoding.is_quantized:
+                tensor = from_canonical(tensor, architecture)
         pieces = [tensor.renamed(_name(tensor, architecture, names, model))]
         if tensor.key in stacked:
             pieces = split_experts(tensor, stacked[tensor.key])
@@ -136,8 +131,32 @@ def _outputs(model: Model, architecture: Architecture | None) -> list[_Output]:
                     f"name {name!r} for both {taken[name]!r} and {source!r}", "--to hf"
                 )
             taken[name] = source
-            outputs.append(_Output(name, piece, source, len(pieces) > 1))
+            outputs.append(_Output(name, piece, source, (), len(pieces) > 1))
     return outputs
+
+
+def _stored(
+    model: Model, architecture: Architecture | None, checkpoint: Checkpoint | None
+) -> tuple[list[_Output], Description]:
+    """Return the tensors of the output with the arrays that hold them, and what is said of them."""
+    outputs = _outputs(model, architecture, checkpoint)
+    layout = None
+    if checkpoint is not None:
+        layout = checkpoint.layout([output.tensor for output in outputs], model.config)
+    taken = {output.name: output.source for output in outputs}
+    found = []
+    for output in outputs:
+        tensor = output.tensor
+        if layout is None or isinstance(tensor.encoding, Dense):
+            arrays = [StoredArray(output.name, tensor.parts["data"], tensor.shape)]
+        else:
+            arrays = layout.arrays(tensor)
+        for array in arrays:
+            if taken.setdefault(array.name, output.source) != output.source:
+                what = f"name {array.name!r} for both {taken[array.name]!r} and {output.source!r}"
+                raise UnsupportedError(what, "--to hf")
+        found.append(replace(output, arrays=tuple(arrays)))
+    return found, Description({}) if layout is None else layout.description
 
 
 def _name(
@@ -158,9 +177,9 @@ def _name(
 def _write_shard(stream: Any, outputs: list[_Output], options: WriteOptions) -> None:
     write_safetensors(
         stream,
-        [output.spec for output in outputs],
+        [array.spec for output in outputs for array in output.arrays],
         FILE_METADATA,
-        (job for output in outputs for job in output.jobs()),
+        (job for output in outputs for array in output.arrays for job in array.jobs()),
         threads=options.threads,
         progress=options.progress,
     )
@@ -171,7 +190,7 @@ def _split(outputs: list[_Output], limit: int) -> list[list[_Output]]:
     shards: list[list[_Output]] = [[]]
     size = 0
     for output in outputs:
-        nbytes = output.tensor.nbytes
+        nbytes = output.nbytes
         if limit and shards[-1] and size + nbytes > limit:
             shards.append([])
             size = 0
@@ -189,9 +208,9 @@ def _write_shards(folder: Path, outputs: list[_Output], options: WriteOptions) -
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         with (folder / name).open("wb") as stream:
             _write_shard(stream, shard, options)
-        weight_map.update({output.name: name for output in shard})
+        weight_map.update({array.name: name for output in shard for array in output.arrays})
     if len(shards) > 1:
-        total = sum(output.tensor.nbytes for output in outputs)
+        total = sum(output.nbytes for output in outputs)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / SAFETENSORS_INDEX).write_bytes(_json_bytes(index))
 
@@ -202,7 +221,9 @@ def _json_bytes(document: Any) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _text_files(model: Model, architecture: Architecture | None) -> dict[str, bytes]:
+def _text_files(
+    model: Model, architecture: Architecture | None, description: Description
+) -> dict[str, bytes]:
     texts = with_source_files(model)
     if model.tokenizer is not None:
         rows = model.config.get("vocab_size")
@@ -215,9 +236,10 @@ def _text_files(model: Model, architecture: Architecture | None) -> dict[str, by
         texts[GENERATION_FILE] = _json_bytes(model.generation_config)
     texts = {**_pooling_files(model.config), **texts}
     config = _config(model, architecture, texts.get(CONFIG_FILE))
-    if config:
-        texts[CONFIG_FILE] = _json_bytes(config)
-    return texts
+    config = {k: v for k, v in config.items() if k not in QUANTIZATION_KEYS}
+    if config or description.config:
+        texts[CONFIG_FILE] = _json_bytes({**config, **description.config})
+    return texts | {name: _json_bytes(held) for name, held in description.files.items()}
 
 
 def _config(

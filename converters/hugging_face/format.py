@@ -49,11 +49,11 @@ class HuggingFaceFormat:
         Raises:
             UnsupportedError: the flavour is unknown.
         """
-        from halfbyte.converters.hugging_face.folder_writer import require_flavour
+        from halfbyte.converters.hugging_face.checkpoints import checkpoint_of_flavour
         from halfbyte.converters.hugging_face.profile import HuggingFaceProfile
 
-        require_flavour(flavour)
-        return HuggingFaceProfile()
+        checkpoint = checkpoint_of_flavour(flavour)
+        return HuggingFaceProfile() if checkpoint is None else checkpoint.profile()
 
     def write(self, model: Model, path: Path, options: WriteOptions) -> list[WrittenTensor]:
         """Write a folder, or one safetensors file when the path ends so.

@@ -188,10 +188,10 @@ def test_broken_shards(
         ("config.json", b'{"model_type": "llama", "hidden_size": -1}', "hidden_size is -1"),
         (
             "config.json",
-            b'{"quantization_config": {"quant_method": "gptq"}}',
-            "a checkpoint quantized by 'gptq' is not supported",
+            b'{"quantization_config": {"quant_method": "squeeze"}}',
+            "a checkpoint quantized by 'squeeze' is not supported",
         ),
-        ("config.json", b'{"quantization_config": true}', "'an unnamed method'"),
+        ("config.json", b'{"quantization_config": true}', "quantization_config is True"),
         ("generation_config.json", b"nonsense", "generation_config.json is not JSON"),
         ("tokenizer.json", b"{", "tokenizer.json"),
         ("model.safetensors.index.json", b"[]", "index is a list"),

@@ -344,7 +344,7 @@ def test_quantized_weights_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flavour", ["gptq", "awq"])
+@pytest.mark.parametrize("flavour", ["squeeze", "gguf"])
 def test_unknown_flavour_is_refused(flavour: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=f"flavour '{flavour}' is not supported"):
         HUGGING_FACE.profile(flavour)
