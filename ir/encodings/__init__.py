@@ -46,6 +46,10 @@ ENCODINGS: dict[str, str] = {
     r"Q2_0": f"{_HERE}.ggml_low_bit:Q2_0",
     r"MXFP4": f"{_HERE}.ggml_fp4:MXFP4",
     r"NVFP4": f"{_HERE}.ggml_fp4:NVFP4",
+    r"fp8(-.+)?|mxfp8": f"{_HERE}.float8:Float8",
+    r"mxfp4": f"{_HERE}.fp4:MicroFloat4",
+    r"nvfp4": f"{_HERE}.fp4:ScaledFloat4",
+    r"(nf4|bnb-fp4)(-.+)?": f"{_HERE}.nf4:Quantile4",
 }
 
 

@@ -90,6 +90,23 @@ class Grid:
         return self.low - self.high, self.high - self.low
 
 
+@dataclass(frozen=True)
+class Codebook:
+    """The points and scales of an encoding whose codes lie on no plain grid.
+
+    levels: the values that codes stand for, ascending, in units of the scale. indexed: codes of
+    `unpack` number the levels; otherwise they are the levels themselves. group_size: columns per
+    scale, 0 for the whole row. scale_dtype: a float type, `e8m0` (powers of two), `e4m3` (8 bits,
+    exponent of 4), `e4m3*float32` (the same times one number per matrix), or `composed` (other
+    products of stored numbers).
+    """
+
+    levels: tuple[float, ...]
+    group_size: int
+    scale_dtype: str
+    indexed: bool = False
+
+
 class Encoding(ABC):
     """How values lie in bytes. Implementations are frozen dataclasses, equal by their fields."""
 
@@ -127,6 +144,20 @@ class Encoding(ABC):
     def grid(self) -> Grid | None:
         """Return the grid of the codes; None for dense and codebook encodings."""
         return None
+
+    @property
+    def codebook(self) -> Codebook | None:
+        """Return the points of the codes where they lie on no plain grid, else None."""
+        return None
+
+    @property
+    def shared_rows(self) -> int:
+        """Return how many rows, from the first of a matrix on, share what `measure` gives.
+
+        1: none; 0: all of a matrix. Parts hold it once per row all the same, so that any range of
+        rows can be read.
+        """
+        return 1
 
     @property
     def span(self) -> Grid | None:
@@ -181,6 +212,22 @@ class Encoding(ABC):
         self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
     ) -> Scales:
         """Choose the scales for rows [rows, columns] float32; importance: [columns] float32."""
+
+    def measure(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what rows that share scales must agree on before `fit_measured`: [n] float32.
+
+        Of several ranges of such rows it is the maximum, entry by entry.
+        """
+        raise NotImplementedError(f"rows of {self.name} share nothing")
+
+    def fit_measured(
+        self,
+        rows: NDArray[np.float32],
+        measured: NDArray[np.float32],
+        importance: NDArray[np.float32] | None = None,
+    ) -> Scales:
+        """Choose the scales like `fit`, for rows whose `measure` is given: [rows, n] float32."""
+        raise NotImplementedError(f"rows of {self.name} share nothing")
 
     @abstractmethod
     def assign(self, rows: NDArray[np.float32], scales: Scales) -> NDArray[np.int32]:

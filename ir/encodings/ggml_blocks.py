@@ -21,6 +21,7 @@ from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings import ggml_k_fields as fields
 from halfbyte.ir.encodings.encoding import (
     Array,
+    Codebook,
     Grid,
     Parts,
     Scales,
@@ -46,13 +47,15 @@ Fields = dict[str, Array]
 class SmallBlock(GgmlBlock):
     """Base: a concrete type gives its constants, its fields' bytes and its encoder.
 
-    LEVELS: the codes that exist, ascending. GROUP: values that share a scale.
+    LEVELS: the codes that exist, ascending. GROUP: values that share a scale. BOOK_SCALE: the type
+    of the scales as `Codebook` says it, where SCALE_DTYPE only says what holds them.
     """
 
     GROUP: ClassVar[int]
     LEVELS: ClassVar[tuple[int, ...]]
     ZERO: ClassVar[int] = 0
     SCALE_DTYPE: ClassVar[str] = "float16"
+    BOOK_SCALE: ClassVar[str] = ""
 
     @property
     def span(self) -> Grid:
@@ -65,6 +68,15 @@ class SmallBlock(GgmlBlock):
         """Return the grid of the codes, or None where codes are missing on it."""
         low, high = self.LEVELS[0], self.LEVELS[-1]
         return self.span if len(self.LEVELS) == high - low + 1 else None
+
+    @property
+    def codebook(self) -> Codebook | None:
+        """Return the points of the codes where they lie on no plain grid."""
+        if self.grid is not None:
+            return None
+        return Codebook(
+            tuple(map(float, self.LEVELS)), self.GROUP, self.BOOK_SCALE or self.SCALE_DTYPE
+        )
 
     def unpack(self, parts: Parts, columns: int) -> Unpacked:
         """Return codes [rows, columns] and scales [rows, groups].

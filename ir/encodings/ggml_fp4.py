@@ -122,6 +122,7 @@ class MXFP4(_Fp4):
     NAME: ClassVar[str] = "MXFP4"
     GROUP: ClassVar[int] = 32
     SCALE_DTYPE: ClassVar[str] = "bfloat16"
+    BOOK_SCALE: ClassVar[str] = "e8m0"
     NIBBLE_RUN: ClassVar[int] = 16
     ERROR_BOUND: ClassVar[float] = 0.25
 
@@ -183,6 +184,7 @@ class NVFP4(_Fp4):
 
     NAME: ClassVar[str] = "NVFP4"
     GROUP: ClassVar[int] = 16
+    BOOK_SCALE: ClassVar[str] = "e4m3"
     NIBBLE_RUN: ClassVar[int] = 8
     ERROR_BOUND: ClassVar[float] = 0.2
 

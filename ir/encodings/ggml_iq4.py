@@ -128,6 +128,7 @@ class IQ4_XS(_Iq4):  # noqa: N801
 
     NAME: ClassVar[str] = "IQ4_XS"
     SCALE_DTYPE: ClassVar[str] = "float32"
+    BOOK_SCALE: ClassVar[str] = "composed"
     ERROR_BOUND: ClassVar[float] = 0.25
 
     def _read(self, blocks: Array) -> tuple[Codes, Float, Fields]:

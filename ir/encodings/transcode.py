@@ -152,9 +152,9 @@ def _transcoded_parts(tensor: Tensor, target: Encoding) -> dict[str, Part]:
             if isinstance(target, Dense):
                 return target.encode(tensor.decode(start, stop))
             unpacked = tensor.encoding.unpack(tensor.read(start, stop), tensor.columns)
-            grid = target.grid
-            assert grid is not None
-            return target.pack(regroup(unpacked, grid.group_size))
+            kept = target.grid or target.codebook
+            assert kept is not None
+            return target.pack(regroup(unpacked, kept.group_size))
 
     def large(start: int, stop: int, known: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         parts = compute(start, stop)
@@ -178,7 +178,9 @@ def _compare(source: Encoding, target: Encoding) -> tuple[Verdict, bool]:
         return _quantized_to_dense(source, target)
     if isinstance(source, Dense):
         return (Verdict.QUANTIZED if source.is_float else Verdict.REFUSED), False
-    if source.span is None or target.grid is None:
+    if target.grid is None:
+        return _codebook_to_codebook(source, target)
+    if source.span is None:
         return Verdict.QUANTIZED, False
     return _grid_to_grid(source.span, target.grid)
 
@@ -227,6 +229,49 @@ def _quantized_to_dense(source: Encoding, target: Dense) -> tuple[Verdict, bool]
     short_scale = float_limits(FLOATS[grid.scale_dtype]).nmant + 1 <= 24 - 9
     exact = grid.zero in ("fixed", "integer") and short_scale
     return (Verdict.EXACT if exact else Verdict.EXACT_TO_ROUNDING), False
+
+
+# Types of a codebook's scales -> the types that hold every one of them.
+_SCALES_HELD = {
+    "e8m0": {"e8m0", "bfloat16", "float32"},
+    "e4m3": {"e4m3", "e4m3*float32", "float16", "bfloat16", "float32"},
+    "e4m3*float32": {"e4m3*float32"},
+    "float16": {"float16", "float32"},
+    "bfloat16": {"bfloat16", "float32"},
+    "float32": {"float32"},
+}
+
+
+def _codebook_to_codebook(source: Encoding, target: Encoding) -> tuple[Verdict, bool]:
+    """Compare encodings that may have the same points; rows that share scales must go on to."""
+    own, wanted = source.codebook, target.codebook
+    quantized = Verdict.QUANTIZED, False
+    if own is None or wanted is None:
+        return quantized
+    if (own.levels, own.indexed) != (wanted.levels, wanted.indexed):
+        return quantized
+    if "composed" in (own.scale_dtype, wanted.scale_dtype):
+        return quantized
+    if own.group_size != wanted.group_size:
+        if not wanted.group_size or own.group_size % wanted.group_size:
+            return quantized
+        regrouped = Verdict.REGROUPED
+    else:
+        regrouped = Verdict.EXACT
+    if not _shares_rows(source, target):
+        return quantized
+    return regrouped, wanted.scale_dtype not in _SCALES_HELD[own.scale_dtype]
+
+
+def _shares_rows(source: Encoding, target: Encoding) -> bool:
+    """Whether rows that share something in the target are sure to share it in the source.
+
+    nvfp4 shares a factor that is 1 where the source has none.
+    """
+    book, rows = target.codebook, target.shared_rows
+    if rows == 1 or source.shared_rows == 0 or (book and book.scale_dtype == "e4m3*float32"):
+        return True
+    return rows > 1 and source.shared_rows > 1 and source.shared_rows % rows == 0
 
 
 def _grid_to_grid(source: Grid, target: Grid) -> tuple[Verdict, bool]:

@@ -19,9 +19,12 @@ def requantize(
 ) -> Tensor:
     """Return the tensor in `encoding`, every block with the least weighted squared error found.
 
-    importance: as for `rtn`. compat changes nothing: the bytes are not llama.cpp's.
+    importance: as for `rtn`. compat changes nothing: the bytes are not llama.cpp's. Encodings whose
+    scales are parts of their own search as they do with importance, 1 where there is none.
 
     Raises:
         QuantizationError: as `rtn`.
     """
+    if importance is None and len(encoding.part_specs(1, tensor.columns)) > 1:
+        importance = np.ones(tensor.columns, np.float32)
     return encoded_with(encode_exhaustive, tensor, encoding, importance)

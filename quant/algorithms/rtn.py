@@ -16,6 +16,7 @@ from halfbyte.ir.encodings.encoding import Array, Encoding, PartSpec, Unpacked
 from halfbyte.ir.encodings.reencode import reencoded
 from halfbyte.ir.streamed_parts import Large, Small, computed_parts, naming
 from halfbyte.ir.tensor import Tensor
+from halfbyte.quant.algorithms.shared_rows import Fit, fitter
 
 Weights = NDArray[np.float32] | None
 Made = Callable[[int, int, Weights], dict[str, Array]]
@@ -68,7 +69,7 @@ def _made_of(blocks: Made, tensor: Tensor, encoding: Encoding, importance: Weigh
     if len(specs) == 1:
         small, large = _no_small_parts, _whole_blocks(tensor, slices, blocks)
     else:
-        small, large = _scales_first(tensor, encoding, slices)
+        small, large = _scales_first(tensor, encoding, slices, fitter(tensor, encoding))
     parts = computed_parts(specs, tensor.columns, small, large, encoding.block_shape[0])
     return replace(tensor, encoding=encoding, parts=parts)
 
@@ -130,16 +131,18 @@ def _whole_blocks(tensor: Tensor, slices: _Slices, blocks: Made) -> Large:
     return large
 
 
-def _scales_first(tensor: Tensor, encoding: Encoding, slices: _Slices) -> tuple[Small, Large]:
+def _scales_first(
+    tensor: Tensor, encoding: Encoding, slices: _Slices, fit: Fit
+) -> tuple[Small, Large]:
     """Return readers that fit once per row and assign codes on the scales already fitted."""
 
     def scales_of(start: int, stop: int, weights: Weights) -> dict[str, Array]:
-        scales = encoding.fit(tensor.float32(start, stop), weights)
+        scales = fit(tensor.float32(start, stop), start, weights)
         return encoding.pack_scales(scales, tensor.columns)
 
     def fitted(start: int, stop: int, weights: Weights) -> dict[str, Array]:
         rows = tensor.float32(start, stop)
-        scales = encoding.fit(rows, weights)
+        scales = fit(rows, start, weights)
         return encoding.pack(Unpacked(encoding.assign(rows, scales), scales))
 
     def small(start: int, stop: int) -> dict[str, Array]:

@@ -37,6 +37,8 @@ ALL = list_encodings()
 QUANTIZED = [e for e in ALL if e.is_quantized]
 ON_GRID = [e for e in QUANTIZED if e.grid is not None]
 FLOATING = [e for e in ALL if not e.is_quantized and getattr(e, "is_float", False)]
+# A power of two may pass from the tensor's scale to those of the groups.
+SCALES_OF_TWO_FACTORS = {"nvfp4"}
 ROWS, COLUMNS = 12, 256
 
 
@@ -116,9 +118,8 @@ def test_encode_stays_within_the_error_bound(encoding: Encoding) -> None:
     rows = normal_rows(64, COLUMNS)
     importance = importance_for(encoding, COLUMNS)
     decoded = encoding.decode(encoding.encode(rows, importance), COLUMNS).astype(np.float64)
-    width = (
-        encoding.block_shape[1] if encoding.grid is None or encoding.grid.group_size else COLUMNS
-    )
+    kept = encoding.grid or encoding.codebook
+    width = encoding.block_shape[1] if kept is None or kept.group_size else COLUMNS
     largest = np.abs(rows).reshape(64, -1, width).max(axis=2).repeat(width, axis=1)
     reason = "encode with float16 scales" if encoding.is_quantized else "encode dense"
     limit = encoding.error_bound * largest + TOLERANCES[reason].absolute
@@ -220,7 +221,10 @@ def test_verdicts_hold_on_data(source: Encoding) -> None:
         else:
             np.testing.assert_array_equal(moved.float32(), before)
         if judge(target, source).is_lossless:
-            assert bits(transcode(moved, source).read()) == bits(tensor.read())
+            again = transcode(moved, source)
+            np.testing.assert_array_equal(again.float32(), before)
+            if source.name not in SCALES_OF_TWO_FACTORS:
+                assert bits(again.read()) == bits(tensor.read())
 
 
 @each(QUANTIZED)
