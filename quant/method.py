@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from halfbyte.errors import UnsupportedError
-from halfbyte.quant.algorithms import ALGORITHMS, CALIBRATED, TRANSFORMS
+from halfbyte.quant.algorithms import ALGORITHMS, CALIBRATED
+from halfbyte.quant.transforms import TRANSFORMS
 
 ActOrder = Literal["none", "static", "group"]
 ACT_ORDERS: tuple[ActOrder, ...] = ("none", "static", "group")

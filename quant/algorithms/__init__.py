@@ -23,15 +23,13 @@ if TYPE_CHECKING:
 ALGORITHMS: dict[str, str] = {
     "rtn": "halfbyte.quant.algorithms.rtn:requantize",
     "exhaustive": "halfbyte.quant.algorithms.exhaustive:requantize",
+    "hqq": "halfbyte.quant.algorithms.hqq:requantize",
 }
 # Those that need the statistics of a weight's inputs.
 CALIBRATED: dict[str, str] = {
     "gptq": "halfbyte.quant.algorithms.gptq:solve",
     "gptaq": "halfbyte.quant.algorithms.gptq:solve_asymmetric",
 }
-
-# Those that change float weights and leave the model's function as it is; `quant/transforms/`.
-TRANSFORMS = ("awq", "smoothquant", "rotate")
 
 
 class Algorithm(Protocol):

@@ -11,8 +11,9 @@ these linears is rounded:
     statistics = rescaled(statistics of x, folded.divisors.get(x.name))  # or run the layer again
 
 `divisors` say what became of each input x of a linear: the new x is x / divisor, channel by
-channel, and the weights that read it are multiplied by it. Weights come back in float32, lazy: they
-are computed from the old ones while they are read.
+channel, and the weights that read it are multiplied by it. Weights that will be quantized come back
+in float32, others in the float type they will be stored in; both are computed from the old ones
+while they are read.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from halfbyte.ir.graph import Graph, Value
     from halfbyte.ir.model import Model
     from halfbyte.ir.tensor import Tensor
+    from halfbyte.quant.solver import Solver
 
 TRANSFORMS: dict[str, str] = {
     "awq": "halfbyte.quant.transforms.awq:Awq",
@@ -74,19 +76,12 @@ class Moments(Protocol):
     count: int
 
 
-class Products(Protocol):
-    """The part of a solver that transforms use."""
-
-    def product(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return a @ b, the same bits for any thread count."""
-
-
 @dataclass(frozen=True)
 class LinearInput:
     """A value that linear layers read, and its statistics.
 
     statistics: one, or for experts that each meet rows of their own one per expert, None where no
-    row came.
+    row came. A value that both plain layers and experts read stands twice.
     """
 
     x: Value
@@ -118,12 +113,12 @@ class LayerTransform(Protocol):
         inputs: Sequence[LinearInput],
         encodings: Mapping[str, Encoding],
         options: TransformOptions,
-        solver: Products,
+        solver: Solver,
     ) -> Folded:
         """Return the replaced weights of the linears that read `inputs` and of what feeds them.
 
-        encodings: by name of the constant, what each linear weight will be rounded to; those that
-        are missing stay float. The graph is not changed.
+        encodings: by name of the constant, what each weight will be stored in, norms and biases
+        included; those that are missing keep their encoding. The graph is not changed.
         """
 
 

@@ -22,8 +22,8 @@ class Change:
     """What is done to a weight of one or several matrices [out, in].
 
     columns: multiplies columns, [in] or [matrices, in]. divided: divides columns. rows: divides
-    rows, [matrices * out]. low, high: limits of each group of `group_size` columns, [matrices * out,
-    groups], applied last.
+    rows, [matrices * out]. low, high: limits of each group of `group_size` columns, of shape
+    [matrices * out, groups], applied last.
     """
 
     columns: Float | None = None
