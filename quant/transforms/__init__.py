@@ -8,7 +8,7 @@ these linears is rounded:
     folded = transform.fold(graph, inputs, encodings, options, solver)
     for name, tensor in folded.weights.items():     # norm weights, biases, all linears concerned
         graph.set_constant(name, tensor)
-    statistics = rescaled(statistics of x, folded.divisors.get(x.name))  # or run the layer again
+    statistics = statistics of x .divided(folded.divisors[x.name])    # or run the layer again
 
 `divisors` say what became of each input x of a linear: the new x is x / divisor, channel by
 channel, and the weights that read it are multiplied by it. Weights that will be quantized come back
@@ -155,13 +155,3 @@ def get_transform(name: str) -> LayerTransform | ModelTransform:
     module, member = TRANSFORMS[name].split(":")
     made: LayerTransform | ModelTransform = getattr(importlib.import_module(module), member)()
     return made
-
-
-def rescaled(
-    hessian: NDArray[np.float64], divisor: NDArray[np.float32] | None
-) -> NDArray[np.float64]:
-    """Return the sum of x x^T [K, K] for inputs divided by `divisor` [K]."""
-    if divisor is None:
-        return hessian
-    inverse = 1.0 / divisor.astype(np.float64)
-    return hessian * inverse[:, None] * inverse[None, :]
