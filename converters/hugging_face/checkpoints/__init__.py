@@ -16,11 +16,15 @@ _HERE = "halfbyte.converters.hugging_face.checkpoints"
 # quant_method of config.json -> "module:OBJECT", a Checkpoint.
 CHECKPOINTS: dict[str, str] = {
     "gptq": f"{_HERE}.gptq:GPTQ",
+    "awq": f"{_HERE}.awq:AWQ",
+    "compressed-tensors": f"{_HERE}.compressed_tensors:COMPRESSED_TENSORS",
 }
 
 # Flavour after the colon of `--to hf:` -> quant_method.
 FLAVOURS: Mapping[str, str] = {
     "gptq": "gptq",
+    "awq": "awq",
+    "compressed-tensors": "compressed-tensors",
 }
 
 

@@ -1,0 +1,199 @@
+"""compressed-tensors: each module has a scheme, by its name or class, and each scheme a format.
+
+`pack-quantized`: `weight_packed` [out, words] holds signed codes + 2^(bits - 1) along the row,
+`weight_zero_point` [words, groups] zero points, packed down the outputs in the same way;
+`weight_scale` [out, groups], `weight_shape`, for act-order `weight_g_idx` [in]. Words are a dense
+stream of bits; releases up to 0.10 put whole codes into each word, which differs for 3, 5, 6 and 7
+bits. `int-quantized`, `naive-quantized`: `weight` int8 [out, in] and `weight_scale`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from halfbyte.converters.hugging_face.checkpoints.checkpoint import Layout, Quantization
+from halfbyte.converters.hugging_face.checkpoints.ct_config import Group, Groups
+from halfbyte.converters.hugging_face.checkpoints.ct_layout import compressed_layout, holds
+from halfbyte.converters.hugging_face.checkpoints.ct_words import ColumnZeros, RowCodes, codes_in
+from halfbyte.converters.hugging_face.checkpoints.profile import FLOATS, CheckpointProfile
+from halfbyte.converters.hugging_face.checkpoints.stored_weights import (
+    StoredWeight,
+    by_module,
+    part_of,
+    replaced,
+    scale_dtype,
+)
+from halfbyte.converters.hugging_face.checkpoints.words import WordBytes, word_count
+from halfbyte.ir.encodings.affine import Affine
+from halfbyte.ir.profile import Profile
+from halfbyte.ir.stored_codes import CodeRows, ScaleRows, ZeroRows
+from halfbyte.ir.tensor import ArrayPart, Part, Tensor
+from halfbyte.ir.transposed import TransposedPart
+
+BITS = tuple(range(2, 9))
+PACKED_ENDINGS = (
+    *("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"),
+)
+PLAIN_ENDINGS = ("weight", "weight_scale", "weight_zero_point")
+BYTES = ("int8",)
+
+
+class CompressedTensors:
+    """Entry `compressed-tensors` of CHECKPOINTS."""
+
+    def read(self, tensors: Mapping[str, Tensor], found: Quantization) -> dict[str, Tensor]:
+        """Return the tensors with each quantized weight as one; see Checkpoint."""
+        groups = Groups(found)
+        made: dict[str, Tensor] = {}
+        gone: dict[str, str] = {}
+        for marker, endings in (("weight_packed", PACKED_ENDINGS), ("weight_scale", PLAIN_ENDINGS)):
+            for module, held in by_module(tensors, marker, endings):
+                if marker not in held or f"{module}.weight" in made:
+                    continue
+                weight = _weight(StoredWeight(module, held, found), groups.of(module))
+                made[weight.name] = weight
+                gone |= {f"{module}.{ending}": weight.name for ending in held}
+        return replaced(tensors, made, gone)
+
+    def profile(self) -> Profile:
+        """Return what is held: 2 to 8 bits, linear layers only."""
+        return CheckpointProfile("hf:compressed-tensors", holds)
+
+    def layout(self, tensors: Sequence[Tensor], config: Mapping[str, Any]) -> Layout:
+        """Return how to store the tensors of an output; see Checkpoint."""
+        return compressed_layout(tensors, config)
+
+
+def _weight(stored: StoredWeight, group: Group) -> Tensor:
+    if "weight_packed" in stored:
+        return _packed(stored, group)
+    return _plain(stored, group)
+
+
+def _packed(stored: StoredWeight, group: Group) -> Tensor:
+    """Return the weight [out, in] of a pack-quantized module.
+
+    Raises:
+        FormatError: its arrays do not fit each other or the config.
+    """
+    words = stored.array("weight_packed", ("int32",))
+    shape = stored.array("weight_shape", ("int64", "int32"), 1)
+    numbers = np.asarray(part_of(shape).read()).reshape(-1)
+    if len(numbers) != 2 or int(numbers.min()) < 1 or int(numbers[0]) != words.shape[0]:
+        rule = f"holds {numbers.tolist()}, [{words.shape[0]}, inputs] was required"
+        raise stored.found.error(f"{stored.module}.weight_shape", f"{rule}; download it again")
+    out, columns = int(numbers[0]), int(numbers[1])
+    bits = _bits(stored, group, words.shape[1], columns)
+    dense = _is_dense(stored, words.shape[1], columns, bits)
+    groups, size, scales = _scales(stored, group, (out, columns))
+    parts: dict[str, Part] = {"scales": scales}
+    if dense:
+        parts = {"codes": WordBytes(part_of(words), -(-columns * bits // 8)), **parts}
+    else:
+        parts = {"codes": RowCodes(part_of(words), bits, columns), **parts}
+    if "weight_zero_point" in stored:
+        zeros = stored.array("weight_zero_point", ("int32",))
+        width = word_count(out, bits) if dense else -(-out // codes_in(bits))
+        stored.require_shape("weight_zero_point", (width, groups), "weight_shape and scales")
+        parts["zero_points"] = ColumnZeros(TransposedPart(part_of(zeros)), bits, out, dense)
+    order = _order(stored, columns, groups, size)
+    if order is not None:
+        parts["g_idx"] = ArrayPart(order)
+    zero: Any = "uint8" if "zero_points" in parts else "none"
+    size = 0 if groups == 1 else size
+    encoding = Affine(bits, size, zero, scales.dtype.name, order is not None)
+    return Tensor(f"{stored.module}.weight", (out, columns), encoding, parts)
+
+
+def _bits(stored: StoredWeight, group: Group, width: int, columns: int) -> int:
+    said = group.weights.get("num_bits")
+    if said is None:
+        fitting = [bits for bits in BITS if word_count(columns, bits) == width]
+        said = fitting[0] if len(fitting) == 1 else None
+    if said not in BITS or isinstance(said, bool) or group.weights.get("type", "int") != "int":
+        what = f"{said!r} bits of type {group.weights.get('type', 'int')!r}"
+        rule = f"has {what}, 2 to 8 of 'int' were required; correct the config"
+        raise stored.found.error(f"{stored.module}.weight_packed", rule)
+    return int(said)
+
+
+def _is_dense(stored: StoredWeight, width: int, columns: int, bits: int) -> bool:
+    """Return whether codes are a dense stream, by the width of the words alone if that tells."""
+    dense, whole = word_count(columns, bits), -(-columns // codes_in(bits))
+    if width not in (dense, whole):
+        rule = f"has {width} words a row, {dense} were required for {columns} codes of {bits} bits"
+        name = f"{stored.module}.weight_packed"
+        raise stored.found.error(name, f"{rule}; correct the config or download it again")
+    if dense != whole:
+        return width == dense
+    release = str(stored.found.settings.get("version", "")).split(".")
+    return not (
+        release[0] == "0" and release[1:2] and release[1].isdigit() and int(release[1]) < 11
+    )
+
+
+def _scales(
+    stored: StoredWeight, group: Group, shape: tuple[int, int]
+) -> tuple[int, int, ScaleRows]:
+    """Return groups, columns of a group, and the scales [out, groups]."""
+    out, columns = shape
+    held = stored.held.get("weight_scale")
+    dims = 1 if held is not None and len(held.shape) < 2 else 2
+    scales = stored.array("weight_scale", FLOATS, dims)
+    groups = 1 if dims == 1 else scales.shape[1]
+    if dims == 1:
+        stored.require_shape("weight_scale", (1,) if scales.size == 1 else (out,), "the outputs")
+    elif scales.size != 1:
+        stored.require_shape("weight_scale", (out, groups), "the outputs")
+    said = group.weights.get("group_size")
+    size = said if isinstance(said, int) and not isinstance(said, bool) and said > 0 else 0
+    size = size or (columns if groups == 1 else columns // groups)
+    if size < 1 or -(-columns // min(size, columns)) != groups:
+        rule = f"has {groups} groups, group_size {said!r} of {columns} inputs makes others"
+        name = f"{stored.module}.weight_scale"
+        raise stored.found.error(name, f"{rule}; correct the config")
+    dtype = np.dtype(part_of(scales).dtype)
+    return groups, size, ScaleRows(scales, (out, groups), False, dtype)
+
+
+def _order(stored: StoredWeight, columns: int, groups: int, size: int) -> Any:
+    """Return the group of each input where they are not in order, else None."""
+    if "weight_g_idx" not in stored or groups == 1:
+        return None
+    order = stored.vector("weight_g_idx")
+    stored.require_shape("weight_g_idx", (columns,), "weight_shape")
+    if (order == -1).all():  # how some writers say that there is none
+        return None
+    if order.min() < 0 or order.max() >= groups:
+        rule = f"holds groups {order.min()}..{order.max()}, 0..{groups - 1} were required"
+        raise stored.found.error(f"{stored.module}.weight_g_idx", f"{rule}; download it again")
+    return None if np.array_equal(order, np.arange(columns) // size) else order
+
+
+def _plain(stored: StoredWeight, group: Group) -> Tensor:
+    """Return the weight [out, in] of a module whose codes lie one to a byte, as 8 bits.
+
+    Raises:
+        FormatError: its arrays do not fit each other or the config.
+    """
+    codes = stored.array("weight", BYTES)
+    out, columns = codes.shape
+    groups, size, scales = _scales(stored, group, (out, columns))
+    parts: dict[str, Part] = {"codes": CodeRows(codes, False, 8, 0x80), "scales": scales}
+    zero: Any = "none"
+    if "weight_zero_point" in stored and not group.weights.get("symmetric", False):
+        held = stored.held["weight_zero_point"]
+        zeros = stored.array("weight_zero_point", BYTES, len(held.shape))
+        stored.require_shape("weight_zero_point", stored.held["weight_scale"].shape, "weight_scale")
+        byte = np.dtype(np.uint8)
+        parts["zero_points"] = ZeroRows(zeros, (out, groups), False, byte, 0x80)
+        zero = "uint8"
+    size = 0 if groups == 1 else size
+    encoding = Affine(8, size, zero, scale_dtype(stored.held["weight_scale"]))
+    return Tensor(f"{stored.module}.weight", (out, columns), encoding, parts)
+
+
+COMPRESSED_TENSORS = CompressedTensors()
