@@ -295,3 +295,41 @@ def top_k(
 def gather_elements(
     x: NDArray[Any], n: int, inner: int, indices: NDArray[Any], out: NDArray[Any], /
 ) -> None: ...
+
+class CodeGrid:
+    def __init__(
+        self,
+        scale: NDArray[Any],
+        group_of_column: NDArray[Any],
+        zero: NDArray[Any] | None,
+        offset: NDArray[Any] | None,
+        levels: NDArray[Any] | None,
+        bounds: NDArray[Any] | None,
+        low: int,
+        high: int,
+        fractional: bool,
+    ) -> None: ...
+
+def add_products(total: NDArray[Any], a: NDArray[Any], b: NDArray[Any] | None) -> None: ...
+def factor(hessian: NDArray[Any], out: NDArray[Any]) -> bool: ...
+def cross_factor(
+    cross: NDArray[Any], factor: NDArray[Any], strict: bool, out: NDArray[Any]
+) -> None: ...
+def sweep(
+    weights: NDArray[Any],
+    factor: NDArray[Any],
+    cross: NDArray[Any] | None,
+    start: int,
+    stop: int,
+    grid: CodeGrid,
+    codes: NDArray[Any],
+    errors: NDArray[Any],
+) -> None: ...
+def descend(
+    hessian: NDArray[Any],
+    values: NDArray[Any],
+    gradient: NDArray[Any],
+    codes: NDArray[Any],
+    grid: CodeGrid,
+    passes: int,
+) -> int: ...

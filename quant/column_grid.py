@@ -65,7 +65,7 @@ class ColumnGrid:
     @property
     def rows(self) -> int:
         """Return the rows of the matrix."""
-        return self.scale.shape[1]
+        return int(self.scale.shape[1])
 
     def assign(self, values: Float32, columns: slice | int = slice(None)) -> Codes:
         """Return the nearest codes of values [columns, rows] (or [rows] of one column)."""
@@ -131,10 +131,9 @@ def column_grid(encoding: Encoding, scales: Scales, columns: int) -> ColumnGrid 
 
     None for encodings whose values are not chosen one by one (IQ1, IQ2, IQ3) or have no codes.
     """
-    group = scales.group_of_column
-    if group is None:
-        group = np.arange(columns) // max(scales.group_size, 1)
-    group = np.ascontiguousarray(group, np.int32)
+    given = scales.group_of_column
+    order = np.arange(columns) // max(scales.group_size, 1) if given is None else given
+    group = np.ascontiguousarray(order, np.int32)
     scale, offset = _columns_first(scales.scale), _columns_first(scales.offset)
     zero = _columns_first(scales.zero_point)
     assert scale is not None

@@ -39,7 +39,7 @@ class Solver(Protocol):
     def factor(self, hessian: Float64) -> Float64 | None:
         """Return U [K, K], upper triangular with U^T U = H^-1; None if H is not positive definite.
 
-        The caller has damped H. Neither triangle of `hessian` is changed; the lower one is read.
+        The caller has damped H. The upper triangle of `hessian` is read, none is changed.
         """
 
     def cross_factor(self, cross: Float64, factor: Float64, strict: bool = True) -> Float64:
@@ -117,4 +117,6 @@ def get_solver(device: str = "cpu", threads: int | None = None) -> Solver:
         return ReferenceSolver()
     if threads is not None:
         cpu.set_threads(threads)
-    return ReferenceSolver()
+    from halfbyte.quant.solver_cpu import CpuSolver
+
+    return CpuSolver()

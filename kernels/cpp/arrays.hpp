@@ -80,5 +80,6 @@ void bind_conv(nb::module_& m);
 void bind_product(nb::module_& m);
 void bind_tensor(nb::module_& m);
 void bind_select(nb::module_& m);
+void bind_solve(nb::module_& m);
 
 }  // namespace halfbyte

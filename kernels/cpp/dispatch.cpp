@@ -6,6 +6,7 @@
 
 #include "encoders.hpp"
 #include "integers.hpp"
+#include "solvers.hpp"
 
 #if defined(HB_HAS_X86)
 #if defined(_MSC_VER)
@@ -158,6 +159,20 @@ const EncoderTable* encoders_beside(const KernelTable* table) {
     return &kScalarEncoders;
 }
 
+const SolverTable* solvers_beside(const KernelTable* table) {
+#if defined(HB_HAS_X86)
+    if (table == &kAvx2Table) return &kAvx2Solvers;
+#endif
+#if defined(HB_HAS_AVX512)
+    if (table == &kAvx512Table) return &kAvx512Solvers;
+#endif
+#if defined(HB_HAS_NEON)
+    if (table == &kNeonTable) return &kNeonSolvers;
+#endif
+    static_cast<void>(table);
+    return &kScalarSolvers;
+}
+
 }  // namespace
 
 const KernelTable& kernels() {
@@ -172,6 +187,11 @@ const IntegerTable& integers() {
 
 const EncoderTable& encoders() {
     static const EncoderTable* const table = encoders_beside(&kernels());
+    return *table;
+}
+
+const SolverTable& solvers() {
+    static const SolverTable* const table = solvers_beside(&kernels());
     return *table;
 }
 

@@ -21,4 +21,5 @@ NB_MODULE(_cpu, m) {
     halfbyte::bind_tensor(m);
     halfbyte::bind_select(m);
     halfbyte::bind_integers(m);
+    halfbyte::bind_solve(m);
 }

@@ -1,0 +1,52 @@
+// Rounding a column of W rows to its grid, as ColumnGrid of column_grid.py does.
+#pragma once
+
+#include "solvers.hpp"
+
+namespace halfbyte {
+namespace HB_ISA {
+
+struct Rounded {
+    F code, value;
+};
+
+HB_INLINE F some_lanes(const float* p, int64_t n) { return n >= W ? load(p) : load_n(p, n); }
+
+// Codes and values of `count` lanes of column k, from row `row`.
+HB_INLINE Rounded round_lanes(const GridView& grid, int64_t k, int64_t row, int64_t count, F w) {
+    const int64_t at = grid.group[k] * grid.rows + row;
+    const F scale = some_lanes(grid.scale + at, count);
+    const F shift = grid.zero ? some_lanes(grid.zero + at, count) : zero();
+    if (grid.offset) w = sub(w, some_lanes(grid.offset + at, count));
+    F steps = select(equal_to(scale, zero()), zero(), div(w, scale));
+    Rounded r;
+    F unit;
+    if (grid.levels) {
+        if (grid.zero) steps = add(steps, shift);
+        r.code = zero();
+        unit = set1(grid.levels[0]);
+        for (int64_t i = 0; i + 1 < grid.count; ++i) {
+            const Mask above = less(set1(grid.bounds[i]), steps);
+            r.code = select(above, set1(static_cast<float>(i + 1)), r.code);
+            unit = select(above, set1(grid.levels[i + 1]), unit);
+        }
+    } else {
+        if (grid.zero && grid.fractional) steps = add(steps, shift);
+        steps = nearest(steps);
+        if (grid.zero && !grid.fractional) steps = add(steps, shift);
+        r.code = unit = min(set1(grid.high), max(set1(grid.low), steps));
+    }
+    if (grid.zero) unit = sub(unit, shift);
+    r.value = mul(unit, scale);
+    if (grid.offset) r.value = add(r.value, some_lanes(grid.offset + at, count));
+    return r;
+}
+
+HB_INLINE void store_codes(F code, int64_t count, int16_t* out) {
+    float lanes[W];
+    store(lanes, code);
+    for (int i = 0; i < W && i < count; ++i) out[i] = static_cast<int16_t>(lanes[i]);
+}
+
+}  // namespace HB_ISA
+}  // namespace halfbyte
