@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import HalfbyteError
+from halfbyte.ir.graph import Graph
 
 Array = NDArray[Any]
 RUN_TOKENS = 2048
 MASK = "attention_mask"
+TOKEN_IDS = "input_ids"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Batches:
 def token_batches(
     ids: NDArray[np.int64], *, skip_first: bool = False, run_tokens: int = RUN_TOKENS
 ) -> Batches:
-    """Return whole sequences [n, length] of a language model in runs of about `run_tokens`.
+    """Return whole sequences [n, length] of token ids in runs of about `run_tokens` tokens.
 
     skip_first: leave the first position of each sequence out of the statistics; models often put
     values there that are far larger than all others.
@@ -51,6 +53,39 @@ def token_batches(
         mask = np.broadcast_to(positions > 0, rows.shape) if skip_first else None
         masks.append(mask)
     return Batches(tuple(runs), tuple(masks))
+
+
+def completed(batches: Batches, graph: Graph) -> Batches:
+    """Return the batches with what a session would add for inputs that are not given.
+
+    Raises:
+        HalfbyteError: an input is missing, or is not the graph's.
+    """
+    names = [value.name for value in graph.inputs]
+    runs = []
+    for run in batches.runs:
+        unknown = [name for name in run if name not in names]
+        if unknown:
+            raise HalfbyteError(
+                f"calibration: no input is named {unknown[0]!r}; inputs are {', '.join(names)}"
+            )
+        runs.append({name: run[name] if name in run else _default(name, run) for name in names})
+    return Batches(tuple(runs), batches.masks)
+
+
+def _default(name: str, run: Mapping[str, Array]) -> Array:
+    ids = run.get(TOKEN_IDS)
+    if ids is not None and ids.ndim == 2:
+        positions = np.arange(ids.shape[1], dtype=np.int64)
+        if name == "position_ids":
+            return np.broadcast_to(positions, ids.shape)
+        if name == "output_positions":
+            return positions
+        if name == MASK:
+            return np.ones(ids.shape, np.int64)
+        if name == "token_type_ids":
+            return np.zeros(ids.shape, np.int64)
+    raise HalfbyteError(f"calibration: input {name!r} is missing; give an array for it")
 
 
 def input_batches(samples: Sequence[Mapping[str, Array]]) -> Batches:

@@ -113,10 +113,7 @@ def cut(
     places, sites, again = _sites(whole, wanted)
     found = {name for site in sites for name in site.weights}
     missing = tuple(name for name in wanted if name not in found)
-    if true_sequential:
-        ranges = _at_sites(places, sites)
-    else:
-        ranges = _at_layers(places, sites, replay)
+    ranges = _at_sites(places, sites) if true_sequential else _at_layers(places, sites, replay)
     return Cut(whole, _assembled(whole, ranges), missing, again)
 
 

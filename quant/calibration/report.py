@@ -1,0 +1,50 @@
+"""What a calibration says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """What became of one weight.
+
+    error, rtn_error: mean square of the output's error, summed over rows, and that of plain
+    rounding; None where no inputs are known. tokens: rows that its inputs were taken from. experts:
+    tokens of each matrix of a stack. note: what was done otherwise than asked.
+    """
+
+    name: str
+    encoding: str
+    method: str
+    error: float | None = None
+    rtn_error: float | None = None
+    tokens: int = 0
+    note: str = ""
+    experts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What a calibration did.
+
+    samples: sequences, or whatever stood along the first axis. largest: the largest |activation| by
+    the name of each input.
+    """
+
+    method: str
+    weights: tuple[WeightReport, ...]
+    samples: int
+    largest: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable form."""
+        return {
+            "method": self.method,
+            "samples": self.samples,
+            "weights": [vars(weight) for weight in self.weights],
+            "largest": self.largest,
+            "warnings": list(self.warnings),
+        }
