@@ -193,6 +193,31 @@ def quantize_options() -> Callable[[Function], Function]:
             help="Importance matrix, as llama-imatrix or `halfbyte imatrix` writes it.",
         ),
         click.option(
+            "--calib", default="", metavar="FILE", help="Text that calibrated methods run over."
+        ),
+        click.option(
+            "--calib-samples",
+            type=click.IntRange(min=1),
+            default=128,
+            show_default=True,
+            help="Sequences of it.",
+        ),
+        click.option(
+            "--calib-length",
+            type=click.IntRange(min=1),
+            default=512,
+            show_default=True,
+            help="Tokens of each sequence.",
+        ),
+        click.option(
+            "--calib-skip-first",
+            is_flag=True,
+            help="Leave each sequence's first token out of the statistics.",
+        ),
+        click.option(
+            "--stats", default="", metavar="FILE", help="Saved statistics, instead of --calib."
+        ),
+        click.option(
             "--compat",
             is_flag=True,
             help="llama.cpp's own bytes also where its encoder has a fault.",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfbyte.adapters import convert_adapter, is_adapter_folder, with_adapters
+from halfbyte.calibration import calibrated, work_folder
 from halfbyte.convert_report import ConvertReport, verdicts, with_merged
 from halfbyte.converters import detect, format_for_output
 from halfbyte.converters.architectures import ARCHITECTURES, get_architecture
@@ -28,11 +29,12 @@ from halfbyte.importance_request import Importance
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import FilePart
 from halfbyte.memory import PeakMemory
-from halfbyte.output_request import OutputRequest, algorithm_of, check_options, write_options
+from halfbyte.output_request import OutputRequest, chain_of, check_options, write_options
 
 if TYPE_CHECKING:
     from halfbyte.ir.roles import WeightKey
     from halfbyte.ir.tensor import Tensor
+    from halfbyte.quant.calibrated import CalibrationReport
     from halfbyte.quant.overrides import Aliases
     from halfbyte.quant.plan import Plan
 
@@ -127,6 +129,7 @@ class _Job:
     options: WriteOptions
     warnings: tuple[str, ...]
     merged: Mapping[str, str]
+    calibration: CalibrationReport | None = None
 
     def forecast(self) -> Forecast:
         """Return what will be written; for formats that cannot tell, weights without a header."""
@@ -142,14 +145,28 @@ class _Job:
         """Return the report, without time and memory."""
         first = str(next(iter(files)))
         warnings = (*self.model.warnings, *self.plan.warnings, *self.warnings)
+        if self.calibration is not None:
+            warnings += self.calibration.warnings
         names = tuple(map(str, files))
         found = with_merged(verdicts(self.plan, tensors), self.merged)
-        return ConvertReport(first, sum(files.values()), found, 0.0, 0, warnings, "", names)
+        return ConvertReport(
+            first,
+            sum(files.values()),
+            found,
+            0.0,
+            0,
+            warnings,
+            "",
+            names,
+            calibration=self.calibration,
+        )
 
 
-def _planned(source: Path, output: Path, request: OutputRequest) -> _Job:
-    """Read the source and decide on every weight."""
+def _planned(source: Path, output: Path, request: OutputRequest, folder: Path | None) -> _Job:
+    """Read the source, decide on every weight and calibrate; folder: where calibrations work."""
+    from halfbyte.quant.calibrated import transformed_model
     from halfbyte.quant.plan import apply_plan, make_plan
+    from halfbyte.quant.transforms import TransformOptions
 
     if not (request.dry_run or request.split.is_asked):
         _refuse_overwriting(source, output)
@@ -161,7 +178,8 @@ def _planned(source: Path, output: Path, request: OutputRequest) -> _Job:
     model = _read(source, request, threads)
     _require_complete(model)
     merged = with_adapters(model, request)
-    model = merged.model
+    chain = chain_of(request)
+    model, notes = transformed_model(merged.model, chain, TransformOptions())
     importance = Importance.read(request.imatrix)
     plan = make_plan(
         model,
@@ -178,13 +196,28 @@ def _planned(source: Path, output: Path, request: OutputRequest) -> _Job:
         ),
     )
     by_weight, notices = importance.matched(plan, _gguf_weight_name)
-    if not request.dry_run:
-        importance.require(plan, by_weight)
-    planned = apply_plan(model, plan, algorithm_of(request), by_weight, request.compat)
+    calibration = None
+    if folder is not None:
+        planned, calibration = calibrated(
+            model,
+            plan,
+            chain,
+            request.calibration,
+            folder,
+            threads,
+            request.device,
+            request.compat,
+        )
+    else:
+        if not request.dry_run:
+            importance.require(plan, by_weight)
+        method = "rtn" if chain.is_calibrated else chain.rounding
+        planned = apply_plan(model, plan, method, by_weight, request.compat)
     options = write_options(
         source, target.name, flavour, threads, request, plan.file_type, importance.keys()
     )
-    return _Job(target, output, model, plan, planned, options, notices, merged.verdicts)
+    told = (*notes, *notices)
+    return _Job(target, output, model, plan, planned, options, told, merged.verdicts, calibration)
 
 
 def _gguf_architecture(model: Model) -> str:
@@ -242,8 +275,10 @@ def write(
         if is_adapter_folder(source):
             report = convert_adapter(source, output, request, progress)
         else:
-            job = _planned(source, output, request)
-            report = _forecast(job) if request.dry_run else _written(job, progress)
+            needed = chain_of(request).is_calibrated and not request.dry_run
+            with work_folder(output, needed) as folder:
+                job = _planned(source, output, request, folder)
+                report = _forecast(job) if request.dry_run else _written(job, progress)
     if request.push_to_hub and not request.dry_run:
         for file in report.files:
             push(Path(file), request.push_to_hub)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from halfbyte.converters.format import WrittenTensor
 
 if TYPE_CHECKING:
+    from halfbyte.quant.calibrated import CalibrationReport
     from halfbyte.quant.plan import Decision, Plan
 
 
@@ -45,10 +46,11 @@ class ConvertReport:
     files: tuple[str, ...] = ()
     dry_run: bool = False
     exact: bool = True
+    calibration: CalibrationReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable form."""
-        return {
+        found = {
             "output": self.output,
             "bytes": self.bytes,
             "tensors": [vars(tensor) for tensor in self.tensors],
@@ -60,6 +62,9 @@ class ConvertReport:
             "dry_run": self.dry_run,
             "exact": self.exact,
         }
+        if self.calibration is not None:
+            found["calibration"] = self.calibration.to_json()
+        return found
 
 
 def _verdict(decision: Decision | None, tensor: WrittenTensor) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from halfbyte.calibration import CalibrationRequest
 from halfbyte.converters.format import GgufChoices, ReadOptions, WriteOptions
 from halfbyte.errors import UnsupportedError
 from halfbyte.quant.type_choice import TypeOptions
+
+if TYPE_CHECKING:
+    from halfbyte.quant.method import Chain
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class OutputRequest:
     dry_run: bool = False
     lora: Sequence[tuple[str, float]] = ()
     base: str = ""
+    calibration: CalibrationRequest = field(default_factory=CalibrationRequest)
 
 
 def check_options(format_name: str, request: OutputRequest) -> None:
@@ -102,17 +107,18 @@ def write_options(
     return replace(options, shard_bytes=split.max_bytes) if split.max_bytes else options
 
 
-def algorithm_of(request: OutputRequest) -> str:
-    """Return the algorithm that method and search ask for.
+def chain_of(request: OutputRequest) -> Chain:
+    """Return the transforms and the rounding that method and search ask for.
 
     Raises:
-        UnsupportedError: the search is not known, or does not go with the method.
+        UnsupportedError: one is not known, or the search does not go with the method.
     """
     from halfbyte.quant.algorithms import SEARCHES
+    from halfbyte.quant.method import parse_method
 
     if request.search not in SEARCHES:
         raise UnsupportedError(f"search {request.search!r}", "quantize", list(SEARCHES))
     if request.search != "default" and request.method != "rtn":
         advice = "leave out --search or --method"
         raise UnsupportedError("--search", f"method {request.method}", advice=advice)
-    return request.method if request.search == "default" else SEARCHES[request.search]
+    return parse_method(request.method if request.search == "default" else SEARCHES[request.search])

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halfbyte.calibration import CalibrationRequest
 from halfbyte.conversion import ProgressFor, write
 from halfbyte.convert_report import ConvertReport
 from halfbyte.converters import detect
@@ -111,6 +112,11 @@ def quantize(
     token_embedding_type: str = "",
     leave_output: bool = False,
     imatrix: str | Path = "",
+    calib: str | Path = "",
+    calib_samples: int = 128,
+    calib_length: int = 512,
+    calib_skip_first: bool = False,
+    stats: str | Path = "",
     compat: bool = False,
     search: str = "default",
     requantize: bool = False,
@@ -131,8 +137,10 @@ def quantize(
 
     type: a mix as llama-quantize names it (Q4_K_M), or an encoding. pure: no mix. output_type,
     token_embedding_type: encodings of these two; leave_output: the head keeps its own. imatrix: an
-    importance file. compat: llama.cpp's bytes also where its encoder has a fault. search:
-    `exhaustive` looks through all scales that a block can store. dry_run: write
+    importance file. calib: a text whose first `calib_samples` sequences of `calib_length` tokens a
+    calibrated method sees, without the first of each under `calib_skip_first`; stats: statistics
+    that were saved before, instead of it. compat: llama.cpp's bytes also where its encoder has a
+    fault. search: `exhaustive` looks through all scales that a block can store. dry_run: write
     nothing, `destination` may be None (GGUF). Parts and adapters as for `convert`.
 
     Raises:
@@ -160,6 +168,9 @@ def quantize(
         SplitRequest(keep_split, split_max_bytes, split_max_tensors),
         dry_run,
         _local(lora, allow_pickle),
+        calibration=CalibrationRequest(
+            str(calib), calib_samples, calib_length, calib_skip_first, str(stats)
+        ),
     )
     output = Path("dry-run.gguf" if destination is None else destination)
     return write(resolve(source, revision, allow_pickle), output, request, progress)
