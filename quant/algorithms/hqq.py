@@ -157,7 +157,7 @@ def _split(
     """Return the best zero points met from `zero` on, and their sums of |error|^p."""
     wide, levels = scale[..., None], np.float32(encoding.levels)
     steps = np.divide(rows.values, wide, out=np.zeros_like(rows.values), where=wide != 0)
-    best, least = zero, np.full(zero.shape, np.inf)
+    best, least, active = zero, np.full(zero.shape, np.inf), np.ones(zero.shape, np.bool_)
     beta = BETA
     for _ in range(STEPS + 1):
         held = _as_stored(encoding, zero)
@@ -169,13 +169,15 @@ def _split(
         with np.errstate(divide="ignore", invalid="ignore"):
             weight = power / size
         total = rows.total(power) * np.abs(scale).astype(np.float64) ** POWER
-        better = total < least
-        if not better.any():
-            break
+        better = active & (total < least)
         least, best = np.where(better, total, least), np.where(better, held, best)
         shrunk = np.fmax(size - weight / np.float32(beta), 0)
         aims = codes - steps + np.copysign(shrunk, error)
         zero = (rows.total(aims) / rows.lengths).astype(np.float32)
+        # Each group stops by itself, where it stands still: the others of a piece must not matter.
+        active &= _as_stored(encoding, zero) != held
+        if not active.any():
+            break
         beta *= GROWTH
     return best, least
 
