@@ -29,6 +29,7 @@ from halfbyte.runtime import (
     cpu_tensor,
 )
 from halfbyte.runtime.backend import BoundNode, Slot, Step
+from halfbyte.runtime.cpu_forms import kernel_form
 from halfbyte.runtime.cpu_slots import Packed, arrays, floats
 from halfbyte.runtime.reference import aligned_empty
 
@@ -51,15 +52,20 @@ NUMPY_BINARY: dict[str, Any] = {
 }
 
 
+DECODED = "decoded"  # an encoding that `kernel_form` changes
+
+
 def kind_of(tensor: Tensor) -> str | None:
-    """Return the kernels' name for a weight's encoding, None where they have none."""
+    """Return the kernels' name for a weight's encoding, DECODED or None where they have none."""
     encoding = tensor.encoding
     name = encoding.name
     if isinstance(encoding, Dense):
         name = encoding.dtype_name
     elif isinstance(encoding, Affine):
         name = "affine"
-    return name if name in kernels.CLAIMS["linear"] else None
+    if name in kernels.CLAIMS["linear"]:
+        return name
+    return DECODED if encoding.is_quantized and encoding.can_decode else None
 
 
 class CpuBackend:
@@ -79,7 +85,9 @@ class CpuBackend:
         return aligned_empty(nbytes)
 
     def upload(self, tensor: Tensor) -> Any:
-        """Return the kernels' view of a weight [rows, columns]; nothing is decoded or copied."""
+        """Return the kernels' view of a weight [rows, columns]; what they read is not copied."""
+        if kind_of(tensor) == DECODED:
+            tensor = kernel_form(tensor)
         parts = {name: np.asarray(part, order="C") for name, part in tensor.read().items()}
         encoding, kind = tensor.encoding, kind_of(tensor)
         assert kind is not None, tensor.name

@@ -21,6 +21,7 @@ ENCODINGS: dict[str, str] = {
     r"|bool|string": f"{_HERE}.dense:Dense",
     r"F(64|32|16)|BF16|I(8|16|32|64)": f"{_HERE}.dense:Dense",
     r"int[2-8](-.+)?": f"{_HERE}.affine:Affine",
+    r"int[2-8]-.+": f"{_HERE}.affine_offset:AffineOffset",
     r"Q4_0": f"{_HERE}.ggml_legacy:Q4_0",
     r"Q4_1": f"{_HERE}.ggml_legacy:Q4_1",
     r"Q5_0": f"{_HERE}.ggml_legacy:Q5_0",

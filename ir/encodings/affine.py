@@ -244,6 +244,9 @@ class Affine(Encoding):
         zero: Any = scales.zero_point
         if scales.offset is not None:
             zero = fractional_zero(scales.offset, scales.scale)
+            whole = np.rint(zero)
+            if self.zero_point == "uint8" and np.array_equal(-whole * scales.scale, scales.offset):
+                zero = whole
         assert zero is not None
         if self.zero_point == "float":
             return stored(zero.astype(np.float32), self._scale, "zero points")

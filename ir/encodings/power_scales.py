@@ -12,13 +12,13 @@ from halfbyte.ir.encodings.grid import UNNAMED
 Float = NDArray[np.float32]
 BIAS = 127
 NAN_BYTE = 255
+_POWERS = np.ldexp(np.float32(1), np.arange(NAN_BYTE) - BIAS).astype(np.float32)
+_POWERS = np.append(_POWERS, np.float32(np.nan))
 
 
 def power_scales(stored: Array) -> Float:
     """Return what the bytes mean, float32 of the same shape; byte 255 gives NaN."""
-    scale: Float = np.ldexp(np.float32(1), stored.astype(np.int32) - BIAS)
-    nan = stored == NAN_BYTE
-    return np.where(nan, np.float32(np.nan), scale) if nan.any() else scale
+    return _POWERS[stored]
 
 
 def power_bytes(scale: Float, name: str) -> NDArray[np.uint8]:

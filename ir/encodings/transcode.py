@@ -305,9 +305,16 @@ def _zero_points(source: Grid, target: Grid) -> tuple[Verdict, bool] | None:
     rounding = Verdict.EXACT_TO_ROUNDING
     fraction_keeps_offset = {"float", "offset"} == {source.zero, target.zero}
     if fraction_keeps_offset:
-        other = source.scale_dtype if source.zero == "float" else target.scale_dtype
-        kept = codes_fit and other == "float32"
+        fraction, offset = source.scale_dtype, target.scale_dtype
+        if source.zero == "offset":
+            fraction, offset = offset, fraction
+        # An offset of 24 bits is not found again from the fraction that it makes.
+        kept = codes_fit and fraction == "float32" and offset != "float32"
         return (rounding, True) if kept else None
+    if {"integer", "offset"} == {source.zero, target.zero}:
+        if not codes_fit or (target.zero == "offset" and target.scale_dtype != "float32"):
+            return None
+        return _sum_of_products(source), target.zero == "integer"
     if target.zero == "fixed":
         if source.zero not in ("fixed", "integer"):
             return None
@@ -318,7 +325,16 @@ def _zero_points(source: Grid, target: Grid) -> tuple[Verdict, bool] | None:
     signed = source.low < 0
     if source.zero == "fixed" and (codes_fit or (signed and target.zero != "offset")):
         span_fits = source.high - source.low <= target.high - target.low
-        return (Verdict.EXACT, signed) if span_fits else None
+        verdict = _sum_of_products(source) if target.zero == "offset" else Verdict.EXACT
+        return (verdict, signed) if span_fits else None
     if source.zero == target.zero or (source.zero == "integer" and target.zero == "float"):
         return (Verdict.EXACT, target.zero == "float") if codes_fit else None
     return None
+
+
+def _sum_of_products(source: Grid) -> Verdict:
+    """Return how (code - zero) * scale fares as code * scale + offset.
+
+    A short scale times a code or a zero point is exact in float32.
+    """
+    return Verdict.EXACT_TO_ROUNDING if source.scale_dtype == "float32" else Verdict.EXACT

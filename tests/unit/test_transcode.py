@@ -250,7 +250,7 @@ def test_refusals_name_lossless_alternatives() -> None:
         transcode(tensor, encoding_from_name("Q4_0"))
     assert str(error.value) == (
         "tensor 'w': Q4_1 to Q4_0 without loss is not supported; "
-        "supported: Q5_1, float32, float64, int4-g32-fzp-f32, int5-g32-fzp-f32; "
+        "supported: int4-g32-bias-f32, Q5_1, int5-g32-bias-f32, float32, float64 and 2 more; "
         "or allow it to be quantized again (--requantize)"
     )
     short = refusal(encoded("int4-g32", 2, 40), encoding_from_name("Q4_0"))
