@@ -30,8 +30,9 @@ class Batches:
 
     @property
     def samples(self) -> int:
-        """Return the number of sequences, or of whatever stands along the first axis."""
-        return sum(max((len(a) for a in run.values() if a.ndim), default=1) for run in self.runs)
+        """Return how many there are along the first axis of the first input."""
+        firsts = [next(iter(run.values()), np.empty(0)) for run in self.runs]
+        return sum(len(first) if first.ndim else 1 for first in firsts)
 
 
 def token_batches(
@@ -44,14 +45,12 @@ def token_batches(
     """
     count, length = ids.shape
     step = max(1, run_tokens // max(1, length))
-    positions = np.arange(length, dtype=np.int64)
+    counted = np.arange(length) > 0
     runs, masks = [], []
     for start in range(0, count, step):
         rows = np.ascontiguousarray(ids[start : start + step], np.int64)
-        everywhere = np.ascontiguousarray(np.broadcast_to(positions, rows.shape))
-        runs.append({"input_ids": rows, "position_ids": everywhere, "output_positions": positions})
-        mask = np.broadcast_to(positions > 0, rows.shape) if skip_first else None
-        masks.append(mask)
+        runs.append({TOKEN_IDS: rows})
+        masks.append(np.broadcast_to(counted, rows.shape) if skip_first else None)
     return Batches(tuple(runs), tuple(masks))
 
 
