@@ -7,7 +7,7 @@ Nothing is loaded: stacks and slices are views of the stored parts.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from halfbyte.converters.architectures.architecture import Architecture, WeightSpec
 from halfbyte.converters.architectures.config import WHERE
-from halfbyte.errors import FormatError
+from halfbyte.errors import FormatError, UnsupportedError
 from halfbyte.ir.part_views import StackedPart, matrix_of
 from halfbyte.ir.roles import Role, WeightKey
 from halfbyte.ir.tensor import Part, RowOrderPart, Tensor
@@ -98,11 +98,32 @@ def _stacked(spec: WeightSpec, held: Mapping[int, Tensor]) -> Tensor:
             what = f"{other.encoding} {list(other.shape)}"
             rule = f"weight {other.name!r} is {what}, {first.encoding} {list(spec.shape[1:])}"
             raise FormatError(WHERE, f"{rule} was required as for the other experts")
+    specs = first.encoding.part_specs(first.rows, first.columns)
+    members = [held[number] for number in range(spec.shape[0])]
     parts: dict[str, Part] = {
-        name: StackedPart(tuple(held[number].parts[name] for number in range(spec.shape[0])))
+        name: StackedPart(tuple(m.parts[name] for m in members))
+        if specs[name].per_row
+        else _same_part(members, name)
         for name in first.parts
     }
     return replace(first, name=spec.name, shape=(spec.shape[0], *first.shape), parts=parts)
+
+
+def _same_part(members: Sequence[Tensor], name: str) -> Part:
+    """Return a part that has no rows, as the order of the groups, of experts that all have it.
+
+    Raises:
+        UnsupportedError: they differ in it.
+    """
+    first = members[0].parts[name].read()
+    for member in members:
+        if not np.array_equal(member.parts[name].read(), first):
+            raise UnsupportedError(
+                f"{name} of {member.name!r} other than that of {members[0].name!r}",
+                "experts of one layer", ["act-order in one order for all of them"],
+                "take a checkpoint without act-order",
+            )  # fmt: skip
+    return members[0].parts[name]
 
 
 def _unfused(tensor: Tensor, specs: Mapping[WeightKey, WeightSpec]) -> list[Tensor]:
@@ -133,7 +154,10 @@ def _unfused(tensor: Tensor, specs: Mapping[WeightKey, WeightSpec]) -> list[Tens
 def _taken(tensor: Tensor, order: NDArray[np.int64]) -> Tensor:
     if len(order) == tensor.rows:
         return tensor
-    parts: dict[str, Part] = {n: RowOrderPart(p, order) for n, p in tensor.parts.items()}
+    specs = tensor.encoding.part_specs(tensor.rows, tensor.columns)
+    parts: dict[str, Part] = {
+        n: RowOrderPart(p, order) if specs[n].per_row else p for n, p in tensor.parts.items()
+    }
     return replace(tensor, parts=parts)
 
 

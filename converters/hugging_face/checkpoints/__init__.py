@@ -18,6 +18,7 @@ CHECKPOINTS: dict[str, str] = {
     "gptq": f"{_HERE}.gptq:GPTQ",
     "awq": f"{_HERE}.awq:AWQ",
     "compressed-tensors": f"{_HERE}.compressed_tensors:COMPRESSED_TENSORS",
+    "auto-round": f"{_HERE}.auto_round:AUTO_ROUND",
 }
 
 # Flavour after the colon of `--to hf:` -> quant_method.

@@ -41,7 +41,8 @@ def pack_words(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
 
 def unpack_words(words: Array, bits: int, columns: int) -> NDArray[np.uint8]:
     """Return codes [rows, columns] of streams [rows, words]."""
-    return unpack_bits(np.ascontiguousarray(words).view(np.uint8), bits, columns)[:, :columns]
+    packed = np.ascontiguousarray(words).view(np.uint8)
+    return unpack_bits(packed[:, : -(-columns * bits // 8)], bits, columns)
 
 
 @dataclass(frozen=True)
