@@ -325,6 +325,15 @@ def sweep(
     codes: NDArray[Any],
     errors: NDArray[Any],
 ) -> None: ...
+def feed_back(
+    weights: NDArray[Any],
+    factor: NDArray[Any],
+    cross: NDArray[Any] | None,
+    start: int,
+    stop: int,
+    chosen: NDArray[Any],
+    errors: NDArray[Any],
+) -> None: ...
 def descend(
     hessian: NDArray[Any],
     values: NDArray[Any],

@@ -76,6 +76,20 @@ def sweep(
     return errors
 
 
+def feed_back(
+    weights_t: Float32,
+    upper: Float32,
+    cross: Float32 | None,
+    start: int,
+    chosen_t: Float32,
+) -> Float64:
+    """As `sweep`, with the values [columns of the range, rows] that the columns become."""
+    errors = np.zeros(weights_t.shape[1])
+    stop = start + len(chosen_t)
+    native().feed_back(weights_t, upper, cross, start, stop, chosen_t, errors)
+    return errors
+
+
 def descend(
     hessian: Float32,
     values: Float32,

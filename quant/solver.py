@@ -68,6 +68,19 @@ class Solver(Protocol):
         Returns the errors [rows], the sums of ((w_k - q_k) / U_kk)^2 over these columns.
         """
 
+    def feed_back(
+        self,
+        weights_t: Float32,
+        factor: Float32,
+        start: int,
+        chosen_t: Float32,
+        cross: Float32 | None = None,
+    ) -> Float64:
+        """As `sweep` for values that something else has chosen: [columns from start, rows].
+
+        For encodings that choose the values of several columns together.
+        """
+
     def descend(
         self, weights: Float32, hessian: Float32, codes: Codes, grid: ColumnGrid, passes: int
     ) -> int:

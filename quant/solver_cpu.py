@@ -43,6 +43,17 @@ class CpuSolver(ReferenceSolver):
         columns = start, stop
         return cpu_solve.sweep(weights_t, factor, cross, columns, _native(grid), codes_t)
 
+    def feed_back(
+        self,
+        weights_t: Float32,
+        factor: Float32,
+        start: int,
+        chosen_t: Float32,
+        cross: Float32 | None = None,
+    ) -> Float64:
+        """Put chosen values in the place of weights."""
+        return cpu_solve.feed_back(weights_t, factor, cross, start, chosen_t)
+
     def descend(
         self, weights: Float32, hessian: Float32, codes: Codes, grid: ColumnGrid, passes: int
     ) -> int:

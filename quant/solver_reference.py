@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,24 +57,24 @@ class ReferenceSolver:
         cross: Float32 | None = None,
     ) -> Float64:
         """Round columns in blocks: one by one inside a block, all later columns after it."""
-        total = np.zeros(weights_t.shape[1])
-        for first in range(start, stop, BLOCK):
-            last = min(first + BLOCK, stop)
-            seen, error = np.empty((2, last - first, weights_t.shape[1]), np.float32)
-            for k in range(first, last):
-                w = weights_t[k].copy()
-                codes_t[k] = grid.assign(w, k)
-                weights_t[k] = grid.decode(codes_t[k], k)
-                e = (w - weights_t[k]) / factor[k, k]
-                weights_t[k + 1 : last] -= factor[k, k + 1 : last, None] * e
-                if cross is not None:
-                    weights_t[k + 1 : last] += cross[k, k + 1 : last, None] * w
-                seen[k - first], error[k - first] = w, e
-                total += np.square(e, dtype=np.float64)
-            weights_t[last:] -= factor[first:last, last:].T @ error
-            if cross is not None:
-                weights_t[last:] += cross[first:last, last:].T @ seen
-        return total
+
+        def choose(k: int, w: Float32) -> Float32:
+            codes_t[k] = grid.assign(w, k)
+            return grid.decode(codes_t[k], k)
+
+        return _push_errors(weights_t, factor, cross, start, stop, choose)
+
+    def feed_back(
+        self,
+        weights_t: Float32,
+        factor: Float32,
+        start: int,
+        chosen_t: Float32,
+        cross: Float32 | None = None,
+    ) -> Float64:
+        """Put chosen values in the place of weights."""
+        stop = start + len(chosen_t)
+        return _push_errors(weights_t, factor, cross, start, stop, lambda k, _: chosen_t[k - start])
 
     def descend(
         self, weights: Float32, hessian: Float32, codes: Codes, grid: ColumnGrid, passes: int
@@ -158,6 +160,33 @@ class ReferenceSolver:
         pushed = self.product(difference, hessian)
         errors: Float64 = np.einsum("rk,rk->r", difference, pushed, dtype=np.float64)
         return errors
+
+
+def _push_errors(
+    weights_t: Float32,
+    factor: Float32,
+    cross: Float32 | None,
+    start: int,
+    stop: int,
+    choose: Callable[[int, Float32], Float32],
+) -> Float64:
+    total = np.zeros(weights_t.shape[1])
+    for first in range(start, stop, BLOCK):
+        last = min(first + BLOCK, stop)
+        seen, error = np.empty((2, last - first, weights_t.shape[1]), np.float32)
+        for k in range(first, last):
+            w = weights_t[k].copy()
+            weights_t[k] = choose(k, w)
+            e = (w - weights_t[k]) / factor[k, k]
+            weights_t[k + 1 : last] -= factor[k, k + 1 : last, None] * e
+            if cross is not None:
+                weights_t[k + 1 : last] += cross[k, k + 1 : last, None] * w
+            seen[k - first], error[k - first] = w, e
+            total += np.square(e, dtype=np.float64)
+        weights_t[last:] -= factor[first:last, last:].T @ error
+        if cross is not None:
+            weights_t[last:] += cross[first:last, last:].T @ seen
+    return total
 
 
 def units_of(grid: ColumnGrid, codes_t: Codes) -> NDArray[np.float32]:

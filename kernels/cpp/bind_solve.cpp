@@ -66,6 +66,7 @@ void add_products(nb::object total, nb::object a, nb::object b) {
     job.a = packed_a.get(), job.b = job.symmetric ? job.a : packed_b.get();
     for (int64_t k = 0; k < depth; k += kGramRows) {
         job.depth = std::min(kGramRows, depth - k);
+        job.mirror = job.symmetric && k + job.depth == depth;
         pack_chunks(left.data<const float>() + k * rows, job.depth, rows, job.a_width,
                     packed_a.get());
         if (!job.symmetric) {
@@ -232,26 +233,32 @@ void pack_feedback(const SweepJob& job, int64_t from, int64_t to, float* out) {
     });
 }
 
-void sweep(nb::object weights, nb::object upper, nb::object cross, int64_t start, int64_t stop,
-           const CodeGrid& grid, nb::object codes, nb::object errors) {
-    const char* where = "sweep";
-    const Array w(where, "weights", weights, "f", true), u(where, "factor", upper, "f");
-    const Array c(where, "codes", codes, "h", true), p = optional_array(where, "cross", cross, "f");
-    const Array e(where, "errors", errors, "d", true);
+// What both kinds of sweeps take.
+struct SweepArrays {
+    SweepArrays(const char* where, nb::handle weights, nb::handle upper, nb::handle cross,
+                nb::handle errors)
+        : w(where, "weights", weights, "f", true),
+          u(where, "factor", upper, "f"),
+          p(optional_array(where, "cross", cross, "f")),
+          e(where, "errors", errors, "d", true) {
+        if (w.dimensions() != 2) reject(where, "weights needs two dimensions");
+        job.columns = w.shape(0), job.rows = w.shape(1);
+        require_shape(where, "factor", u, job.columns, job.columns);
+        if (p.present()) require_shape(where, "cross", p, job.columns, job.columns);
+        require_size(where, "errors", e, job.rows);
+        job.weights = w.data<float>(), job.errors = e.data<double>();
+        job.factor = u.data<const float>();
+        job.cross = p.present() ? p.data<const float>() : nullptr;
+    }
+    Array w, u, p, e;
     SweepJob job;
-    job.grid = grid.view;
-    job.columns = grid.columns, job.rows = grid.view.rows;
-    require_shape(where, "weights", w, job.columns, job.rows);
-    require_shape(where, "codes", c, job.columns, job.rows);
-    require_shape(where, "factor", u, job.columns, job.columns);
-    if (p.present()) require_shape(where, "cross", p, job.columns, job.columns);
-    require_size(where, "errors", e, job.rows);
+};
+
+void run_sweep(const char* where, SweepJob& job, int64_t start, int64_t stop) {
     if (start < 0 || stop > job.columns || start > stop) reject(where, "columns do not exist");
     if (job.rows == 0) return;
     const nb::gil_scoped_release release;
-    job.weights = w.data<float>(), job.codes = c.data<int16_t>(), job.errors = e.data<double>();
-    job.factor = u.data<const float>(), job.cross = p.present() ? p.data<const float>() : nullptr;
-    const int64_t panel = solvers().panel, deepest = (p.present() ? 2 : 1) * kSweepBlock;
+    const int64_t panel = solvers().panel, deepest = (job.cross ? 2 : 1) * kSweepBlock;
     while (job.tile > panel && ceil_div(job.rows, job.tile) < 4 * thread_count()) job.tile /= 2;
     const Floats within(deepest * round_up(kSweepBlock, panel));
     const Floats later(deepest * round_up(job.columns, panel));
@@ -263,6 +270,29 @@ void sweep(nb::object weights, nb::object upper, nb::object cross, int64_t start
         parallel(ceil_div(job.rows, job.tile),
                  [&](int64_t task) { solvers().sweep_task(job, task); });
     }
+}
+
+void sweep(nb::object weights, nb::object upper, nb::object cross, int64_t start, int64_t stop,
+           const CodeGrid& grid, nb::object codes, nb::object errors) {
+    const char* where = "sweep";
+    SweepArrays arrays(where, weights, upper, cross, errors);
+    const Array c(where, "codes", codes, "h", true);
+    require_shape(where, "weights", arrays.w, grid.columns, grid.view.rows);
+    require_shape(where, "codes", c, grid.columns, grid.view.rows);
+    arrays.job.grid = grid.view, arrays.job.codes = c.data<int16_t>();
+    run_sweep(where, arrays.job, start, stop);
+}
+
+// The same with values [columns, rows] that are already chosen.
+void feed_back(nb::object weights, nb::object upper, nb::object cross, int64_t start, int64_t stop,
+               nb::object chosen, nb::object errors) {
+    const char* where = "feed_back";
+    SweepArrays arrays(where, weights, upper, cross, errors);
+    const Array values(where, "chosen", chosen, "f");
+    require_shape(where, "chosen", values, stop - start, arrays.job.rows);
+    arrays.job.grid.rows = arrays.job.rows;
+    arrays.job.grid.chosen = values.data<const float>(), arrays.job.grid.first_chosen = start;
+    run_sweep(where, arrays.job, start, stop);
 }
 
 int64_t descend(nb::object hessian, nb::object values, nb::object gradient, nb::object codes,
@@ -302,6 +332,8 @@ void bind_solve(nb::module_& m) {
              nb::arg("low"), nb::arg("high"), nb::arg("fractional"));
     m.def("sweep", &sweep, nb::arg("weights"), nb::arg("factor"), nb::arg("cross").none(),
           nb::arg("start"), nb::arg("stop"), nb::arg("grid"), nb::arg("codes"), nb::arg("errors"));
+    m.def("feed_back", &feed_back, nb::arg("weights"), nb::arg("factor"), nb::arg("cross").none(),
+          nb::arg("start"), nb::arg("stop"), nb::arg("chosen"), nb::arg("errors"));
     m.def("descend", &descend, nb::arg("hessian"), nb::arg("values"), nb::arg("gradient"),
           nb::arg("codes"), nb::arg("grid"), nb::arg("passes"));
 }

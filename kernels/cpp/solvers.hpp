@@ -24,7 +24,8 @@ struct GramJob {
     int64_t rows = 0, columns = 0, depth = 0;
     int64_t a_width = 0, b_width = 0;     // rows and columns rounded up to panels
     int64_t block_columns = kSolveBlock;  // per task, with kSolveBlock rows
-    bool symmetric = false;               // a is b: tasks below the diagonal are copied
+    bool mirror = false;                  // copy what is above the diagonal below it
+    bool symmetric = false;               // a is b: nothing below the diagonal
 };
 
 // One step of the elimination of [A | I] in place: A = L L^T becomes L^-1. Sizes are multiples of
@@ -58,13 +59,16 @@ struct GridView {
     int64_t count = 0, rows = 0;
     float low = 0.0f, high = 0.0f;
     bool fractional = false;
+    // Values that are given, [columns from first_chosen, rows]; then only `rows` is read beside.
+    const float* chosen = nullptr;
+    int64_t first_chosen = 0;
 };
 
 // GPTQ over columns first..last, at most kSweepBlock of them.
 struct SweepJob {
     GridView grid;
     float* weights = nullptr;       // [columns, rows]
-    int16_t* codes = nullptr;       // [columns, rows]
+    int16_t* codes = nullptr;       // [columns, rows], or null with chosen values
     double* errors = nullptr;       // [rows], added to
     const float* factor = nullptr;  // [columns, columns]
     const float* cross = nullptr;   // the same or null

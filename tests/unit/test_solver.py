@@ -339,6 +339,22 @@ def test_sweeps_of_parts_equal_one_sweep(solver: Solver) -> None:
     assert np.array_equal(*found)
 
 
+@pytest.mark.parametrize("which", ["kernels", "reference"])
+def test_chosen_values_are_fed_back_as_a_sweep_does(solver: Solver, which: str) -> None:
+    one = solver if which == "kernels" else REFERENCE
+    weights, hessian, grid = realistic()
+    factor = one.factor(hessian)
+    assert factor is not None
+    upper, cross = factor.astype(np.float32), np.triu(hessian.astype(np.float32), 1) / 1e6
+    swept, fed = np.ascontiguousarray(weights.T), np.ascontiguousarray(weights.T)
+    codes_t = np.zeros(swept.shape, np.int16)
+    for start, stop in ((0, 90), (90, 300)):
+        wanted = one.sweep(swept, upper, start, stop, grid, codes_t, cross)
+        errors = one.feed_back(fed, upper, start, swept[start:stop], cross)
+        assert np.array_equal(errors, wanted)
+        assert np.array_equal(fed, swept)
+
+
 def test_products_are_those_of_rows(solver: Solver) -> None:
     rng = np.random.default_rng(8)
     a, b = whole(rng, (37, 90)), whole(rng, (53, 90))
@@ -351,7 +367,7 @@ def test_wrong_arrays_are_refused(solver: Solver) -> None:
     weights_t, codes_t = np.ascontiguousarray(weights.T), np.zeros(weights.T.shape, np.int16)
     upper = np.eye(300, dtype=np.float32)
     with pytest.raises(ValueError, match="weights has shape"):
-        solver.sweep(weights, upper, 0, 300, grid, codes_t)
+        solver.sweep(weights_t[:, :5].copy(), upper, 0, 300, grid, codes_t)
     with pytest.raises(ValueError, match="columns do not exist"):
         solver.sweep(weights_t, upper, 0, 301, grid, codes_t)
     with pytest.raises(ValueError, match="total has shape"):

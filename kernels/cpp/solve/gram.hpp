@@ -24,10 +24,17 @@ static void add_tile(const float* tile, double* c, int64_t ldc, int64_t rows, in
 
 // The lower triangle's share of a block from what lies above the diagonal.
 static void mirror_block(const GramJob& job, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
-    for (int64_t j = j0 > i0 ? j0 : i0; j < j1; ++j) {
-        double* to = job.total + j * job.columns;
-        const int64_t end = i1 < j ? i1 : j;
-        for (int64_t i = i0; i < end; ++i) to[i] = job.total[i * job.columns + j];
+    constexpr int64_t kSide = 8;  // of squares whose cache lines are written and read whole
+    for (int64_t j = j0 > i0 ? j0 : i0; j < j1; j += kSide) {
+        const int64_t last = j + kSide < j1 ? j + kSide : j1;
+        for (int64_t i = i0; i < i1 && i < last; i += kSide) {
+            for (int64_t to = j; to < last; ++to) {
+                const int64_t near = i + kSide < to ? i + kSide : to, end = near < i1 ? near : i1;
+                double* row = job.total + to * job.columns;
+                for (int64_t from = i; from < end; ++from)
+                    row[from] = job.total[from * job.columns + to];
+            }
+        }
     }
 }
 
@@ -54,7 +61,7 @@ static void gram_task(const GramJob& job, int64_t task) {
             }
         }
     }
-    if (job.symmetric) mirror_block(job, i0, i1, j0, j1);
+    if (job.mirror) mirror_block(job, i0, i1, j0, j1);
 }
 
 }  // namespace HB_ISA

@@ -14,6 +14,10 @@ HB_INLINE F some_lanes(const float* p, int64_t n) { return n >= W ? load(p) : lo
 
 // Codes and values of `count` lanes of column k, from row `row`.
 HB_INLINE Rounded round_lanes(const GridView& grid, int64_t k, int64_t row, int64_t count, F w) {
+    if (grid.chosen) {
+        const float* values = grid.chosen + (k - grid.first_chosen) * grid.rows + row;
+        return {zero(), some_lanes(values, count)};
+    }
     const int64_t at = grid.group[k] * grid.rows + row;
     const F scale = some_lanes(grid.scale + at, count);
     const F shift = grid.zero ? some_lanes(grid.zero + at, count) : zero();

@@ -37,7 +37,7 @@ static void sweep_lanes(const SweepTile& t, int64_t lane, int64_t k0, int64_t k1
         const F w = load(at);
         const Rounded r = round_lanes(job.grid, column, row, count, w);
         const F e = div(sub(w, r.value), set1(factor[k]));
-        store_codes(r.code, count, job.codes + column * job.rows + row);
+        if (job.codes) store_codes(r.code, count, job.codes + column * job.rows + row);
         store(at, r.value);
         float* error = t.pushed_at(lane, k);
         store(error, e);
