@@ -24,9 +24,10 @@ class MethodOptions:
     damping: added to the hessian's diagonal, in units of its mean; raised tenfold until the matrix
     is positive definite. act_order: `none` (columns as they stand), `static` (columns by falling
     diagonal, groups by place, scales chosen up front), `group` (groups of sorted columns, for
-    encodings with a group index). static_groups: all scales of affine groups from the given
-    weights, none from updated ones. group_search: try smaller ranges for affine groups. refine:
-    rounds of refitting scales and descending on codes after GPTQ, 0 for the paper's method.
+    encodings with a group index). static_groups: the scales of all groups from the given weights,
+    none from updated ones. group_search: look for better ranges of a group than the plain one.
+    trials: round each group on several grids and keep the best. refine: rounds of refitting scales
+    and descending on codes after GPTQ; 0, with trials and group_search off, is the paper's method.
     alpha: the weight of GPTAQ's correction. block: columns whose updates are applied at once.
     true_sequential: weights of a layer see what the layer's earlier ones became.
     """
@@ -35,6 +36,7 @@ class MethodOptions:
     act_order: ActOrder = "none"
     static_groups: bool = False
     group_search: bool = True
+    trials: bool = True
     refine: int = 0
     alpha: float = 0.25
     block: int = 128
