@@ -69,6 +69,9 @@ class CpuSolver(ReferenceSolver):
             )
         return changes
 
+    def _added(self, total: Float32, a: Float32, b: Float32) -> Float32:
+        return cpu_solve.added_product(total, a, b)
+
     def product(self, a: Float32, b: Float32) -> Float32:
         """Return a b^T."""
         return cpu_solve.product(a, b)

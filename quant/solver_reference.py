@@ -132,11 +132,11 @@ class ReferenceSolver:
         units = np.ascontiguousarray(units_of(part, codes_t).T)
         changes = 0
         for group in range(len(grid.scale)):
-            columns = np.flatnonzero(grid.group_of_column == group)
-            u = np.ascontiguousarray(units[:, columns])
-            pushed = self.product(u, np.ascontiguousarray(hessian[:, columns]))
+            columns = _slice_of(np.flatnonzero(grid.group_of_column == group))
+            u, h = np.ascontiguousarray(units[:, columns]), hessian[columns]
+            pushed = self.product(u, np.ascontiguousarray(h[:, columns]))
             slope = np.einsum("rk,rk->r", u, gradient[:, columns], dtype=np.float64)
-            curve = np.einsum("rk,rk->r", u, pushed[:, columns], dtype=np.float64)
+            curve = np.einsum("rk,rk->r", u, pushed, dtype=np.float64)
             step = np.divide(slope, curve, out=np.zeros(len(u)), where=curve > 0)
             old = grid.scale[group, rows]
             new = (old + step).astype(np.float32)
@@ -144,11 +144,18 @@ class ReferenceSolver:
                 new = np.asarray(round_scale(new), np.float32)
             step = new.astype(np.float64) - old
             better = (step * (2 * slope - step * curve) > 0) & np.isfinite(new)
-            step32 = np.where(better, step, 0).astype(np.float32)
-            gradient -= step32[:, None] * pushed
+            if not better.any():
+                continue
+            u *= -np.where(better, step, 0).astype(np.float32)[:, None]
+            gradient = self._added(gradient, u, h)
             grid.scale[group, rows] = np.where(better, new, old)
             changes += int(better.sum())
         return changes
+
+    def _added(self, total: Float32, a: Float32, b: Float32) -> Float32:
+        """Return total + a b; the memory of `total` may be used."""
+        total += a @ b
+        return total
 
     def product(self, a: Float32, b: Float32) -> Float32:
         """Return a b^T."""
@@ -160,6 +167,13 @@ class ReferenceSolver:
         pushed = self.product(difference, hessian)
         errors: Float64 = np.einsum("rk,rk->r", difference, pushed, dtype=np.float64)
         return errors
+
+
+def _slice_of(indices: NDArray[np.intp]) -> slice | NDArray[np.intp]:
+    """Return the slice that takes ascending indices where there is one: a view, not a copy."""
+    if len(indices) and indices[-1] - indices[0] == len(indices) - 1:
+        return slice(int(indices[0]), int(indices[-1]) + 1)
+    return indices
 
 
 def _push_errors(
