@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings import encoding_from_name, list_encodings
 from halfbyte.ir.encodings.encoding import Encoding
-from halfbyte.ir.encodings.transcode import judge
+from halfbyte.ir.encodings.transcode import Verdict, judge
 from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import Tensor
 
@@ -96,11 +96,18 @@ def stays_float(tensor: Tensor) -> str:
 
 
 def nearest_first(own: Encoding, others: Iterable[Encoding]) -> list[Encoding]:
-    """Return encodings that may replace `own`: lossless ones first, then by bits nearest to it."""
+    """Return encodings that may replace `own`: lossless ones first, then by bits nearest to it.
 
-    def distance(other: Encoding) -> tuple[bool, float]:
+    Of the lossless ones that keep codes, those that round nothing come first.
+    """
+
+    def distance(other: Encoding) -> tuple[int, float]:
         bits = abs(other.bits_per_weight - own.bits_per_weight)
-        return not judge(own, other).is_lossless, bits
+        verdict = judge(own, other)
+        if not verdict.is_lossless:
+            return 2, bits
+        rounds = verdict is Verdict.EXACT_TO_ROUNDING and own.is_quantized
+        return int(rounds or own.is_quantized > other.is_quantized), bits
 
     return sorted(others, key=distance)
 

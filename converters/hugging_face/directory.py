@@ -100,7 +100,7 @@ def read_model(path: Path, options: ReadOptions) -> Model:
     folder = path if path.is_dir() else path.parent
     files = read_text_files(folder)
     described = _describe(folder, files)
-    weights, notes = _decodable(folder, files, read_weights(path, options))
+    weights, notes, carried = _decodable(folder, files, read_weights(path, options))
     weights, config, warnings = _identified(path, weights, described)
     tokenizer, tokenizer_warnings = _tokenizer(files)
     generation: dict[str, Any] = {}
@@ -112,7 +112,7 @@ def read_model(path: Path, options: ReadOptions) -> Model:
         config=config,
         tokenizer=tokenizer,
         generation_config=generation,
-        metadata={"files": files} if files else {},
+        metadata=({"files": files} if files else {}) | carried,
         provenance=_provenance(path),
         build=None if described.architecture is None else described.architecture.build,
         warnings=(*described.warnings, *notes, *warnings, *tokenizer_warnings),
@@ -121,15 +121,16 @@ def read_model(path: Path, options: ReadOptions) -> Model:
 
 def _decodable(
     folder: Path, files: dict[str, bytes], stored: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the weights, those of a quantized checkpoint encoded, and notes for the user."""
+) -> tuple[dict[str, Tensor], list[str], dict[str, Any]]:
+    """Return the weights, those of a quantized checkpoint encoded, notes and metadata."""
     raw = {}
     if CONFIG_FILE in files:
         raw = parse_json(files[CONFIG_FILE], folder / CONFIG_FILE, CONFIG_FILE)
     found = find_quantization(folder, raw, stored)
     if found is None:
-        return stored, []
-    return get_checkpoint(found.method, str(found.where)).read(stored, found), found.notes
+        return stored, [], {}
+    weights = get_checkpoint(found.method, str(found.where)).read(stored, found)
+    return weights, found.notes, found.carried
 
 
 def _describe(folder: Path, files: dict[str, bytes]) -> _Described:

@@ -14,6 +14,7 @@ from halfbyte.converters.format import WriteOptions, WrittenTensor
 from halfbyte.converters.hugging_face.checkpoint import SAFETENSORS_FILE, SAFETENSORS_INDEX
 from halfbyte.converters.hugging_face.checkpoints import checkpoint_of_flavour
 from halfbyte.converters.hugging_face.checkpoints.checkpoint import (
+    INPUT_ACTIVATIONS,
     Checkpoint,
     Description,
     StoredArray,
@@ -142,7 +143,8 @@ def _stored(
     outputs = _outputs(model, architecture, checkpoint)
     layout = None
     if checkpoint is not None:
-        layout = checkpoint.layout([output.tensor for output in outputs], model.config)
+        carried = {k: v for k, v in model.metadata.items() if k == INPUT_ACTIVATIONS}
+        layout = checkpoint.layout([o.tensor for o in outputs], {**model.config, **carried})
     taken = {output.name: output.source for output in outputs}
     found = []
     for output in outputs:

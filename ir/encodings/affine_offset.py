@@ -28,13 +28,13 @@ from halfbyte.ir.encodings.encoding import Array, Encoding, Grid, Parts, PartSpe
 from halfbyte.ir.encodings.grid import (
     UNNAMED,
     group_count,
-    implied_offset,
     nearest_codes,
     require_codes,
     require_finite,
     shifted,
     spread,
     stored,
+    stored_offset,
     values_of,
 )
 
@@ -158,10 +158,9 @@ class AffineOffset(Encoding):
             )
         if not np.isfinite(scales.scale).all():
             raise QuantizationError(UNNAMED, "a scale is NaN or infinite")
-        offset = implied_offset(scales, self._scale)
         return {
             "scales": stored(scales.scale, self._scale, "scales"),
-            "biases": stored(offset, self._scale, "offsets"),
+            "biases": stored_offset(scales, self._scale),
         }
 
     def fit(self, rows: Float, importance: Float | None = None) -> Scales:

@@ -42,11 +42,11 @@ from halfbyte.ir.encodings.ggml_search import (
 )
 from halfbyte.ir.encodings.grid import (
     UNNAMED,
-    implied_offset,
     nearest_codes,
     require_codes,
     shifted,
     stored,
+    stored_offset,
 )
 from halfbyte.kernels.layouts import LAYOUTS
 
@@ -100,7 +100,7 @@ class LegacyBlock(GgmlBlock):
         grid = self.grid
         offset = None
         if self.HAS_OFFSET:
-            offset = stored(implied_offset(scales, HALF), HALF, "offsets")
+            offset = stored_offset(scales, HALF)
             require_codes(unpacked.codes, grid.low, grid.high)
             codes = unpacked.codes
         else:

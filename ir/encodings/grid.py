@@ -193,6 +193,22 @@ def fractional_zero(offset: NDArray[np.float32], scale: NDArray[np.float32]) -> 
     return zero
 
 
+def stored_offset(scales: Scales, dtype: np.dtype[np.generic]) -> Array:
+    """Return offsets in `dtype` that stand for the zero points, rounded where these are whole.
+
+    Raises:
+        QuantizationError: an offset that is not the product of a whole zero point and a scale is
+            not representable, or one leaves the range.
+    """
+    offset = implied_offset(scales, dtype)
+    if scales.offset is None and (scales.zero_point is None or scales.zero_point.dtype.kind != "f"):
+        with np.errstate(over="ignore"):
+            rounded = offset.astype(dtype)
+        if np.isfinite(rounded.astype(np.float32)).all():
+            return rounded
+    return stored(offset, dtype, "offsets")
+
+
 def implied_offset(scales: Scales, dtype: np.dtype[np.generic]) -> NDArray[np.float32]:
     """Return the offset that stands for the zero point: -zero_point * scale.
 

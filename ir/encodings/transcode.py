@@ -39,7 +39,7 @@ class Verdict(str, Enum):
 
     @property
     def is_lossless(self) -> bool:
-        """Whether the way back is possible: exact, regrouped, or one float32 rounding."""
+        """Whether codes are carried: exact, regrouped, or one rounding of a value or an offset."""
         return self in (Verdict.EXACT, Verdict.REGROUPED, Verdict.EXACT_TO_ROUNDING)
 
 
@@ -312,8 +312,10 @@ def _zero_points(source: Grid, target: Grid) -> tuple[Verdict, bool] | None:
         kept = codes_fit and fraction == "float32" and offset != "float32"
         return (rounding, True) if kept else None
     if {"integer", "offset"} == {source.zero, target.zero}:
-        if not codes_fit or (target.zero == "offset" and target.scale_dtype != "float32"):
+        if not codes_fit:
             return None
+        if target.zero == "offset" and target.scale_dtype != "float32":
+            return rounding, True  # of -zero_point * scale
         return _sum_of_products(source), target.zero == "integer"
     if target.zero == "fixed":
         if source.zero not in ("fixed", "integer"):

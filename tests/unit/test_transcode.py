@@ -108,7 +108,7 @@ VERDICTS = [
     ("int4-g32", "int4-g32-asym", E, False),
     ("int4-g32-asym", "int4-g32", Q, False),
     ("int4-g32-asym", "Q5_0", E, True),
-    ("int4-g32-asym", "Q4_1", Q, False),
+    ("int4-g32-asym", "Q4_1", R, True),
     ("int4-g32-asym", "int4-g32-fzp", E, True),
     ("int4-g32-fzp", "int4-g32-asym", Q, False),
     ("int4-g32-fzp", "int4-g32", Q, False),

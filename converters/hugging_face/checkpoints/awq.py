@@ -35,7 +35,7 @@ from halfbyte.converters.hugging_face.checkpoints.stored_weights import (
 from halfbyte.converters.hugging_face.checkpoints.words import BYTE, WORD
 from halfbyte.errors import UnsupportedError
 from halfbyte.ir.encodings.affine import Affine, pack_bits, unpack_bits
-from halfbyte.ir.encodings.encoding import Array
+from halfbyte.ir.encodings.encoding import Array, Encoding
 from halfbyte.ir.encodings.grid import group_count
 from halfbyte.ir.profile import Profile
 from halfbyte.ir.roles import Role
@@ -129,8 +129,10 @@ class Awq:
         return Layout(Description({"quantization_config": _settings(schemes, tensors)}), _arrays)
 
 
-def holds(encoding: Affine, tensor: Tensor) -> bool:
-    """Whether AWQ holds a weight in an affine encoding: 4 bits, whole words, whole groups."""
+def holds(encoding: Encoding, tensor: Tensor) -> bool:
+    """Whether AWQ holds a weight in an encoding: 4 bits, whole words, whole groups."""
+    if not isinstance(encoding, Affine):
+        return False
     whole = tensor.shape[-2] % 8 == 0
     groups = encoding.group_size == 0 or tensor.columns % encoding.group_size == 0
     plain = encoding.zero_point in ("none", "uint8") and not encoding.act_order
@@ -155,12 +157,8 @@ def _weight(stored: StoredWeight) -> Tensor:
     groups = scales.shape[0]
     stored.require_shape("scales", (groups, out), "qweight")
     stored.require_shape("qzeros", (groups, out // 8), "scales")
-    asked = said.get("group_size", said.get("q_group_size", columns // max(groups, 1)))
-    size = asked if isinstance(asked, int) and not isinstance(asked, bool) else 0
-    size = columns if size == -1 or size > columns else size
-    if size < 1 or -(-columns // size) != groups:
-        rule = f"has {groups} groups, group_size {asked!r} of {columns} inputs makes others"
-        raise stored.found.error(f"{stored.module}.scales", f"{rule}; correct the config")
+    asked = said.get("group_size", said.get("q_group_size"))
+    size = stored.group_size(asked, columns, groups, "scales")
     parts: dict[str, Part] = {
         "codes": OutputNibbles(TransposedPart(part_of(words)), packed=True),
         "scales": TransposedPart(part_of(scales)),
@@ -169,7 +167,6 @@ def _weight(stored: StoredWeight) -> Tensor:
     symmetric = bool(np.all(read == np.uint32(ALL_MIDDLE)))
     if not symmetric:
         parts["zero_points"] = OutputNibbles(TransposedPart(part_of(zeros)), packed=False)
-    size = 0 if groups == 1 else size
     encoding = Affine(BITS, size, "none" if symmetric else "uint8", scale_dtype(scales))
     return Tensor(f"{stored.module}.weight", (out, columns), encoding, parts)
 

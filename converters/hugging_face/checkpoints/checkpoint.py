@@ -17,6 +17,9 @@ from halfbyte.ir.encodings.encoding import Array
 from halfbyte.ir.profile import Profile
 from halfbyte.ir.tensor import CHUNK_BYTES, Part, Tensor
 
+# Key of metadata: how the inputs of quantized layers are rounded, as compressed-tensors says it.
+INPUT_ACTIVATIONS = "input_activations"
+
 
 @dataclass(frozen=True)
 class Quantization:
@@ -24,7 +27,8 @@ class Quantization:
 
     method: the quant_method. settings: the object that says it (`quantization_config` of
     config.json, or what a file of older tools holds), as it stands there. config: config.json.
-    where: the file or folder that errors name. notes: warnings that the reader appends to.
+    where: the file or folder that errors name. notes: warnings that the reader appends to. carried:
+    what it puts into the model's metadata for a writer.
     """
 
     method: str
@@ -32,6 +36,7 @@ class Quantization:
     config: Mapping[str, Any]
     where: Path
     notes: list[str] = field(default_factory=list)
+    carried: dict[str, Any] = field(default_factory=dict)
 
     def error(self, tensor: str, rule: str) -> FormatError:
         """Return the error of a tensor that breaks a rule: what was found, what was required."""
@@ -123,7 +128,8 @@ class Checkpoint(Protocol):
     def layout(self, tensors: Sequence[Tensor], config: Mapping[str, Any]) -> Layout:
         """Return how to store the tensors of an output, all of them, dense ones too.
 
-        tensors: under their names in the output, experts one by one; config: that of the model.
+        tensors: under their names in the output, experts one by one; config: that of the model,
+        and INPUT_ACTIVATIONS where the model's metadata has it.
 
         Raises:
             UnsupportedError: weights that servers fuse differ in their scheme, or nothing is

@@ -4,7 +4,8 @@
 `weight_zero_point` [words, groups] zero points, packed down the outputs in the same way;
 `weight_scale` [out, groups], `weight_shape`, for act-order `weight_g_idx` [in]. Words are a dense
 stream of bits; releases up to 0.10 put whole codes into each word, which differs for 3, 5, 6 and 7
-bits. `int-quantized`, `naive-quantized`: `weight` int8 [out, in] and `weight_scale`.
+bits. `int-quantized`, `float-quantized`, `naive-quantized`: see `ct_plain.py`. How inputs of the
+layers were quantized is carried along; here they stay float.
 """
 
 from __future__ import annotations
@@ -14,22 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from halfbyte.converters.hugging_face.checkpoints.checkpoint import Layout, Quantization
+from halfbyte.converters.hugging_face.checkpoints.checkpoint import (
+    INPUT_ACTIVATIONS,
+    Layout,
+    Quantization,
+)
 from halfbyte.converters.hugging_face.checkpoints.ct_config import Group, Groups
 from halfbyte.converters.hugging_face.checkpoints.ct_layout import compressed_layout, holds
+from halfbyte.converters.hugging_face.checkpoints.ct_plain import plain_weight, row_scales
 from halfbyte.converters.hugging_face.checkpoints.ct_words import ColumnZeros, RowCodes, codes_in
-from halfbyte.converters.hugging_face.checkpoints.profile import FLOATS, CheckpointProfile
+from halfbyte.converters.hugging_face.checkpoints.profile import CheckpointProfile
 from halfbyte.converters.hugging_face.checkpoints.stored_weights import (
     StoredWeight,
     by_module,
     part_of,
     replaced,
-    scale_dtype,
 )
 from halfbyte.converters.hugging_face.checkpoints.words import WordBytes, word_count
 from halfbyte.ir.encodings.affine import Affine
 from halfbyte.ir.profile import Profile
-from halfbyte.ir.stored_codes import CodeRows, ScaleRows, ZeroRows
 from halfbyte.ir.tensor import ArrayPart, Part, Tensor
 from halfbyte.ir.transposed import TransposedPart
 
@@ -38,7 +42,6 @@ PACKED_ENDINGS = (
     *("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"),
 )
 PLAIN_ENDINGS = ("weight", "weight_scale", "weight_zero_point")
-BYTES = ("int8",)
 
 
 class CompressedTensors:
@@ -56,6 +59,10 @@ class CompressedTensors:
                 weight = _weight(StoredWeight(module, held, found), groups.of(module))
                 made[weight.name] = weight
                 gone |= {f"{module}.{ending}": weight.name for ending in held}
+        activations = groups.activations()
+        if activations:
+            found.carried[INPUT_ACTIVATIONS] = dict(activations[0])
+            found.notes.append("inputs of quantized layers stay float here, the config rounds them")
         return replaced(tensors, made, gone)
 
     def profile(self) -> Profile:
@@ -70,7 +77,7 @@ class CompressedTensors:
 def _weight(stored: StoredWeight, group: Group) -> Tensor:
     if "weight_packed" in stored:
         return _packed(stored, group)
-    return _plain(stored, group)
+    return plain_weight(stored, group)
 
 
 def _packed(stored: StoredWeight, group: Group) -> Tensor:
@@ -88,7 +95,7 @@ def _packed(stored: StoredWeight, group: Group) -> Tensor:
     out, columns = int(numbers[0]), int(numbers[1])
     bits = _bits(stored, group, words.shape[1], columns)
     dense = _is_dense(stored, words.shape[1], columns, bits)
-    groups, size, scales = _scales(stored, group, (out, columns))
+    groups, size, scales = row_scales(stored, group, (out, columns))
     parts: dict[str, Part] = {"scales": scales}
     if dense:
         parts = {"codes": WordBytes(part_of(words), -(-columns * bits // 8)), **parts}
@@ -99,11 +106,10 @@ def _packed(stored: StoredWeight, group: Group) -> Tensor:
         width = word_count(out, bits) if dense else -(-out // codes_in(bits))
         stored.require_shape("weight_zero_point", (width, groups), "weight_shape and scales")
         parts["zero_points"] = ColumnZeros(TransposedPart(part_of(zeros)), bits, out, dense)
-    order = _order(stored, columns, groups, size)
+    order = stored.order("weight_g_idx", columns, groups, size)
     if order is not None:
         parts["g_idx"] = ArrayPart(order)
     zero: Any = "uint8" if "zero_points" in parts else "none"
-    size = 0 if groups == 1 else size
     encoding = Affine(bits, size, zero, scales.dtype.name, order is not None)
     return Tensor(f"{stored.module}.weight", (out, columns), encoding, parts)
 
@@ -133,67 +139,6 @@ def _is_dense(stored: StoredWeight, width: int, columns: int, bits: int) -> bool
     return not (
         release[0] == "0" and release[1:2] and release[1].isdigit() and int(release[1]) < 11
     )
-
-
-def _scales(
-    stored: StoredWeight, group: Group, shape: tuple[int, int]
-) -> tuple[int, int, ScaleRows]:
-    """Return groups, columns of a group, and the scales [out, groups]."""
-    out, columns = shape
-    held = stored.held.get("weight_scale")
-    dims = 1 if held is not None and len(held.shape) < 2 else 2
-    scales = stored.array("weight_scale", FLOATS, dims)
-    groups = 1 if dims == 1 else scales.shape[1]
-    if dims == 1:
-        stored.require_shape("weight_scale", (1,) if scales.size == 1 else (out,), "the outputs")
-    elif scales.size != 1:
-        stored.require_shape("weight_scale", (out, groups), "the outputs")
-    said = group.weights.get("group_size")
-    size = said if isinstance(said, int) and not isinstance(said, bool) and said > 0 else 0
-    size = size or (columns if groups == 1 else columns // groups)
-    if size < 1 or -(-columns // min(size, columns)) != groups:
-        rule = f"has {groups} groups, group_size {said!r} of {columns} inputs makes others"
-        name = f"{stored.module}.weight_scale"
-        raise stored.found.error(name, f"{rule}; correct the config")
-    dtype = np.dtype(part_of(scales).dtype)
-    return groups, size, ScaleRows(scales, (out, groups), False, dtype)
-
-
-def _order(stored: StoredWeight, columns: int, groups: int, size: int) -> Any:
-    """Return the group of each input where they are not in order, else None."""
-    if "weight_g_idx" not in stored or groups == 1:
-        return None
-    order = stored.vector("weight_g_idx")
-    stored.require_shape("weight_g_idx", (columns,), "weight_shape")
-    if (order == -1).all():  # how some writers say that there is none
-        return None
-    if order.min() < 0 or order.max() >= groups:
-        rule = f"holds groups {order.min()}..{order.max()}, 0..{groups - 1} were required"
-        raise stored.found.error(f"{stored.module}.weight_g_idx", f"{rule}; download it again")
-    return None if np.array_equal(order, np.arange(columns) // size) else order
-
-
-def _plain(stored: StoredWeight, group: Group) -> Tensor:
-    """Return the weight [out, in] of a module whose codes lie one to a byte, as 8 bits.
-
-    Raises:
-        FormatError: its arrays do not fit each other or the config.
-    """
-    codes = stored.array("weight", BYTES)
-    out, columns = codes.shape
-    groups, size, scales = _scales(stored, group, (out, columns))
-    parts: dict[str, Part] = {"codes": CodeRows(codes, False, 8, 0x80), "scales": scales}
-    zero: Any = "none"
-    if "weight_zero_point" in stored and not group.weights.get("symmetric", False):
-        held = stored.held["weight_zero_point"]
-        zeros = stored.array("weight_zero_point", BYTES, len(held.shape))
-        stored.require_shape("weight_zero_point", stored.held["weight_scale"].shape, "weight_scale")
-        byte = np.dtype(np.uint8)
-        parts["zero_points"] = ZeroRows(zeros, (out, groups), False, byte, 0x80)
-        zero = "uint8"
-    size = 0 if groups == 1 else size
-    encoding = Affine(8, size, zero, scale_dtype(stored.held["weight_scale"]))
-    return Tensor(f"{stored.module}.weight", (out, columns), encoding, parts)
 
 
 COMPRESSED_TENSORS = CompressedTensors()

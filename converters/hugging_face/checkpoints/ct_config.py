@@ -11,12 +11,8 @@ from halfbyte.converters.hugging_face.checkpoints.checkpoint import Quantization
 from halfbyte.errors import FormatError
 
 LINEAR = "Linear"
-PACKED, INTEGER, FLOAT, NAIVE = (
-    "pack-quantized",
-    "int-quantized",
-    "float-quantized",
-    "naive-quantized",
-)
+PACKED, INTEGER, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
+MIXED = "mixed-precision"
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,23 @@ from typing import Any
 import numpy as np
 
 from halfbyte.converters.hugging_face.checkpoints.checkpoint import (
+    INPUT_ACTIVATIONS,
     Description,
     Layout,
     StoredArray,
 )
-from halfbyte.converters.hugging_face.checkpoints.ct_config import LINEAR, PACKED
+from halfbyte.converters.hugging_face.checkpoints.ct_config import (
+    FLOAT,
+    INTEGER,
+    LINEAR,
+    MIXED,
+    PACKED,
+)
+from halfbyte.converters.hugging_face.checkpoints.ct_plain import (
+    float_arrays,
+    holds_bytes,
+    integer_arrays,
+)
 from halfbyte.converters.hugging_face.checkpoints.gptq_layout import require_zeros
 from halfbyte.converters.hugging_face.checkpoints.schemes import (
     Scheme,
@@ -27,8 +39,10 @@ from halfbyte.converters.hugging_face.checkpoints.words import (
     pack_words,
     word_count,
 )
+from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.encodings.affine import Affine
-from halfbyte.ir.encodings.encoding import Array
+from halfbyte.ir.encodings.encoding import Array, Encoding
+from halfbyte.ir.encodings.float8 import Float8
 from halfbyte.ir.encodings.grid import group_count
 from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import ArrayPart, Tensor
@@ -38,8 +52,21 @@ VERSION = "0.20.0"
 HEAD = "lm_head"
 
 
-def holds(encoding: Affine, tensor: Tensor) -> bool:
-    """Whether a weight can have an affine encoding: whole groups, nothing reordered."""
+# How vLLM and transformers round inputs while they run, by the codes of the weights.
+DYNAMIC: dict[str, dict[str, Any]] = {
+    kind: {
+        "num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "group_size": None,
+        "block_structure": None, "dynamic": True, "actorder": None, "observer": None,
+        "observer_kwargs": {},
+    }
+    for kind in ("int", "float")
+}  # fmt: skip
+
+
+def holds(encoding: Encoding, tensor: Tensor) -> bool:
+    """Whether a weight can have an encoding: whole groups, nothing reordered."""
+    if not isinstance(encoding, Affine):
+        return holds_bytes(encoding, tensor)
     whole = encoding.group_size == 0 or tensor.columns % encoding.group_size == 0
     return encoding.zero_point in ("none", "uint8") and whole and not encoding.act_order
 
@@ -47,57 +74,92 @@ def holds(encoding: Affine, tensor: Tensor) -> bool:
 def compressed_layout(tensors: Sequence[Tensor], config: Mapping[str, Any]) -> Layout:
     """Return how compressed-tensors stores tensors."""
     schemes = schemes_of(tensors, "hf:compressed-tensors")
+    activations = config.get(INPUT_ACTIVATIONS)
+    groups = _groups(schemes, activations)
+    formats = {group["format"] for group in groups.values()}
     said = {
         "quant_method": "compressed-tensors",
-        "format": PACKED,
+        "format": formats.pop() if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
         "global_compression_ratio": None,
-        "config_groups": _groups(schemes),
+        "config_groups": groups,
         "ignore": _ignored(schemes, tensors, config),
         "kv_cache_scheme": None,
         "sparsity_config": {},
         "transform_config": {},
         "version": VERSION,
     }
-    mixed = {tensor.name for tensor in tensors if not _is_symmetric(tensor, schemes)}
-    return Layout(
-        Description({"quantization_config": said}),
-        lambda tensor: _packed(tensor, tensor.name in mixed),
-    )
+
+    def arrays(tensor: Tensor) -> list[StoredArray]:
+        scheme = schemes.quantized[module_of(tensor)]
+        kind = _format(scheme, activations)
+        if kind == FLOAT:
+            return float_arrays(tensor)
+        return integer_arrays(tensor) if kind == INTEGER else _packed(tensor, scheme)
+
+    return Layout(Description({"quantization_config": said}), arrays)
 
 
-def _is_symmetric(tensor: Tensor, schemes: Schemes) -> bool:
-    scheme = schemes.quantized.get(module_of(tensor))
-    return scheme is None or scheme.symmetric
+def _format(scheme: Scheme, activations: Mapping[str, Any] | None) -> str:
+    """Return the format of a scheme; servers take bytes of integers only with rounded inputs."""
+    if scheme.name:
+        return FLOAT
+    rounded = activations is not None and activations.get("type", "int") == "int"
+    plain = scheme.bits == 8 and scheme.symmetric and not scheme.group_size
+    return INTEGER if rounded and plain else PACKED
 
 
-def _groups(schemes: Schemes) -> dict[str, Any]:
+def _groups(schemes: Schemes, activations: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return config_groups: the scheme of most layers for all, others for layers by name."""
-    found = {"group_0": _group(schemes.base, [LINEAR])}
+    found = {"group_0": _group(schemes.base, [LINEAR], activations)}
     for scheme in dict.fromkeys(schemes.others.values()):
         names = [name for name, other in schemes.others.items() if other == scheme]
-        found[f"group_{len(found)}"] = _group(scheme, names)
+        found[f"group_{len(found)}"] = _group(scheme, names, activations)
     return found
 
 
-def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
+def _group(
+    scheme: Scheme, targets: list[str], activations: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    kind = _format(scheme, activations)
+    inputs = activations if kind == INTEGER or _are_floats(scheme, activations) else None
     return {
         "targets": targets,
-        "weights": {
-            "num_bits": scheme.bits,
-            "type": "int",
-            "symmetric": scheme.symmetric,
-            "strategy": "group" if scheme.group_size else "channel",
-            "group_size": scheme.group_size or None,
-            "block_structure": None,
-            "dynamic": False,
-            "actorder": None,
-            "observer": "minmax",
-            "observer_kwargs": {},
-        },
-        "input_activations": None,
+        "weights": _weights(scheme),
+        "input_activations": None if inputs is None else dict(inputs),
         "output_activations": None,
-        "format": PACKED,
+        "format": kind,
+    }
+
+
+def _are_floats(scheme: Scheme, activations: Mapping[str, Any] | None) -> bool:
+    return bool(scheme.name) and activations is not None and activations.get("type") == "float"
+
+
+def _weights(scheme: Scheme) -> dict[str, Any]:
+    """Return the arguments that say how weights of a scheme are stored."""
+    size, block, strategy = scheme.group_size, None, "group" if scheme.group_size else "channel"
+    if scheme.name:
+        encoding = encoding_from_name(scheme.name)
+        assert isinstance(encoding, Float8)
+        size = encoding.group_size
+        if encoding.shared == 0:
+            strategy = "tensor"
+        elif encoding.shared > 1:
+            size, block, strategy = 0, [encoding.shared, encoding.shared], "block"
+        else:
+            strategy = "group" if size else "channel"
+    return {
+        "num_bits": scheme.bits,
+        "type": "float" if scheme.name else "int",
+        "symmetric": scheme.symmetric,
+        "strategy": strategy,
+        "group_size": size or None,
+        "block_structure": block,
+        "dynamic": False,
+        "actorder": None,
+        "observer": "minmax",
+        "observer_kwargs": {},
     }
 
 
@@ -108,7 +170,7 @@ def _ignored(schemes: Schemes, tensors: Sequence[Tensor], config: Mapping[str, A
     return [*schemes.floats, *heads]
 
 
-def _packed(tensor: Tensor, with_zeros: bool) -> list[StoredArray]:
+def _packed(tensor: Tensor, scheme: Scheme) -> list[StoredArray]:
     """Return the arrays of a pack-quantized weight [out, in]."""
     encoding = tensor.encoding
     assert isinstance(encoding, Affine)
@@ -120,7 +182,7 @@ def _packed(tensor: Tensor, with_zeros: bool) -> list[StoredArray]:
         StoredArray(f"{module}.weight_scale", tensor.parts["scales"]),
         StoredArray(f"{module}.weight_shape", ArrayPart(np.array([out, columns], np.int64))),
     ]
-    if with_zeros:
+    if not scheme.symmetric:
         groups = group_count(columns, encoding.group_size)
         zeros = StoredArray(f"{module}.weight_zero_point", _ZeroWords(tensor, groups))
         found.insert(2, zeros)

@@ -32,6 +32,7 @@ from halfbyte.converters.hugging_face.checkpoints.words import (
 )
 from halfbyte.errors import UnsupportedError
 from halfbyte.ir.encodings.affine import Affine
+from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.profile import Profile
 from halfbyte.ir.tensor import ArrayPart, Part, Tensor
 from halfbyte.ir.transposed import TransposedPart
@@ -42,8 +43,10 @@ PLANAR = "gptq_p"
 ENDINGS = ("qweight", "qzeros", "scales", "g_idx")
 
 
-def holds(encoding: Affine, tensor: Tensor) -> bool:
-    """Whether GPTQ holds a weight in an affine encoding: whole words, whole groups."""
+def holds(encoding: Encoding, tensor: Tensor) -> bool:
+    """Whether GPTQ holds a weight in an encoding: whole words, whole groups."""
+    if not isinstance(encoding, Affine):
+        return False
     out, columns = tensor.shape[-2], tensor.columns
     whole = columns * encoding.bits % WORD_BITS == 0 and out * encoding.bits % WORD_BITS == 0
     groups = encoding.group_size == 0 or columns % encoding.group_size == 0
@@ -106,8 +109,8 @@ class _Weight(StoredWeight):
         columns = self._columns(words.shape[0], bits)
         self.require_shape("qweight", (word_count(columns, bits), out), f"{bits} bits and scales")
         self.require_shape("qzeros", (groups, word_count(out, bits)), f"{bits} bits and scales")
-        size = self._group_size(columns, groups)
-        order = self._order(columns, groups, size)
+        size = self.group_size(self.settings().get("group_size"), columns, groups, "scales")
+        order = self.order("g_idx", columns, groups, size)
         codes = WordBytes(TransposedPart(part_of(words)), -(-columns * bits // 8))
         parts: dict[str, Part] = {"codes": codes, "scales": TransposedPart(part_of(scales))}
         lift = self._lift(bits, out)
@@ -138,26 +141,6 @@ class _Weight(StoredWeight):
                 return held
             self.require_shape("g_idx", (most,), f"{bits} bits and qweight")
         return most
-
-    def _group_size(self, columns: int, groups: int) -> int:
-        said = self.settings().get("group_size", columns // max(groups, 1))
-        size = said if isinstance(said, int) and not isinstance(said, bool) else 0
-        if size == -1 or size >= columns:
-            size = columns
-        if size < 1 or -(-columns // size) != groups:
-            rule = f"has {groups} groups, group_size {said!r} of {columns} inputs makes others"
-            raise self.found.error(f"{self.module}.scales", f"{rule}; correct the config")
-        return 0 if groups == 1 else size
-
-    def _order(self, columns: int, groups: int, size: int) -> Any:
-        """Return the group of each input where they are not in order, else None."""
-        if "g_idx" not in self or groups == 1:
-            return None
-        order = self.vector("g_idx")
-        if order.size and (order.min() < 0 or order.max() >= groups):
-            rule = f"holds groups {order.min()}..{order.max()}, 0..{groups - 1} were required"
-            raise self.found.error(f"{self.module}.g_idx", f"{rule}; download it again")
-        return None if np.array_equal(order, np.arange(columns) // size) else order
 
     def _lift(self, bits: int, out: int) -> int | None:
         """Return what to add to stored zero points; None where all stand for 2^(bits - 1)."""

@@ -18,7 +18,7 @@ GROUP_SIZES = (0, 16, 32, 64, 128, 256)
 LOOKUPS = frozenset({Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.TOKEN_TYPE_EMBEDDING})
 _LOOKUP_NAMES = ("embed", "wte.", "wpe.")
 
-Holds = Callable[[Affine, Tensor], bool]
+Holds = Callable[[Encoding, Tensor], bool]
 
 
 def is_lookup(tensor: Tensor) -> bool:
@@ -36,10 +36,10 @@ def is_linear(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class CheckpointProfile:
-    """A container of dense tensors and of affine weights of linear layers.
+    """A container of dense tensors and of quantized weights of linear layers.
 
-    holds: whether a linear layer's weight may have an affine encoding. embeddings: whether rows
-    that are looked up may, too. leaves_head: see HeadProfile.
+    holds: whether a linear layer's weight may have an encoding that is not dense. embeddings:
+    whether rows that are looked up may, too. leaves_head: see HeadProfile.
     """
 
     name: str
@@ -54,7 +54,7 @@ class CheckpointProfile:
         """Whether the encoding is dense, or one that holds this weight."""
         if isinstance(encoding, Dense):
             return True
-        if not isinstance(encoding, Affine) or not self._takes(tensor):
+        if not self._takes(tensor):
             return False
         try:
             encoding.part_specs(tensor.rows, tensor.columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,41 @@ class StoredWeight:
         if found != shape:
             rule = f"has shape {list(found)}, {list(shape)} was required by {why}; {AGAIN}"
             raise self.found.error(f"{self.module}.{ending}", rule)
+
+    def group_size(self, said: Any, columns: int, groups: int, ending: str) -> int:
+        """Return the columns of a group, 0 for the whole row, where the scales agree.
+
+        said: what the config says, None where it says nothing, -1 for whole rows.
+
+        Raises:
+            FormatError: the scales, whose array ends with `ending`, have another number of groups.
+        """
+        size = said if isinstance(said, int) and not isinstance(said, bool) else 0
+        if groups == 1 and (said is None or size == -1 or size > columns):
+            return 0
+        if said is None:
+            size = columns // max(groups, 1)
+        if size < 1 or -(-columns // size) != groups:
+            rule = f"has {groups} groups, group_size {said!r} of {columns} inputs makes others"
+            raise self.found.error(f"{self.module}.{ending}", f"{rule}; correct the config")
+        return size
+
+    def order(self, ending: str, columns: int, groups: int, size: int) -> NDArray[np.int32] | None:
+        """Return the group of each input where they are not in order, else None.
+
+        Raises:
+            FormatError: there is no such group, or not one for each input.
+        """
+        if ending not in self or groups == 1:
+            return None
+        order = self.vector(ending)
+        self.require_shape(ending, (columns,), "the inputs")
+        if (order == -1).all():  # how some writers say that there is none
+            return None
+        if order.size and (order.min() < 0 or order.max() >= groups):
+            rule = f"holds groups {order.min()}..{order.max()}, 0..{groups - 1} were required"
+            raise self.found.error(f"{self.module}.{ending}", f"{rule}; {AGAIN}")
+        return None if np.array_equal(order, np.arange(columns) // size) else order
 
     def vector(self, ending: str) -> NDArray[np.int32]:
         """Return a vector of int32, read."""
