@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.ir.encodings.affine import Affine
 from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.encodings.transcode import transcode
 from halfbyte.ir.model import Model
@@ -27,7 +28,12 @@ from halfbyte.quant.calibration.streams import SiteRows, Stream
 from halfbyte.quant.method import Chain
 from halfbyte.quant.plan import Decision, Plan
 from halfbyte.quant.spool import Spool
-from halfbyte.quant.transforms import LayerTransform, LinearInput, get_transform
+from halfbyte.quant.transforms import (
+    LayerTransform,
+    LinearInput,
+    TransformOptions,
+    get_transform,
+)
 
 if TYPE_CHECKING:
     from halfbyte.quant.calibrated import CalibrationOptions
@@ -83,6 +89,15 @@ class Walk:
         }
 
     @cached_property
+    def stored(self) -> dict[str, Encoding]:
+        """Return what constants will be stored in, those left out that keep their codes."""
+        return {
+            name: decision.target
+            for name, decision in self.decisions.items()
+            if name in self.targets or not decision.target.is_quantized
+        }
+
+    @cached_property
     def layers(self) -> list[LayerTransform]:
         """Return the transforms that see one layer at a time."""
         found = (get_transform(name) for name in self.chain.transforms)
@@ -130,9 +145,8 @@ class Walk:
                     stream.advance(piece, self.advance)
                 inputs = self._layer_inputs(piece, stream)
                 for transform in self.layers:
-                    encodings = {n: self.targets[n] for n in piece.weights}
                     folded = transform.fold(
-                        graph, inputs, encodings, self.options.transforms, self.solver
+                        graph, inputs, self.stored, self._transform_options, self.solver
                     )
                     for name, tensor in folded.weights.items():
                         kept = self._settled(name, tensor)
@@ -143,8 +157,26 @@ class Walk:
                         self.divisors[name] = divisor if held is None else held * divisor
                     inputs = [_divided(x, folded.divisors.get(x.x.name)) for x in inputs]
                     self.warnings += folded.notes
+                self._weigh(piece, inputs)
                 if stream is not None:
                     stream.release(piece)
+
+    @property
+    def _transform_options(self) -> TransformOptions:
+        """Return the options; ranges are clipped only for plain rounding, others choose theirs."""
+        given = self.options.transforms
+        return replace(given, clip=given.clip and self.chain.rounding not in CALIBRATED)
+
+    def _weigh(self, piece: Piece, inputs: list[LinearInput]) -> None:
+        """Keep the importance for encodings that search their scales by it.
+
+        Ranges of affine encodings are searched by transforms, with more than mean squares.
+        """
+        known = {entry.x.name: _importance(entry.statistics) for entry in inputs}
+        for site in piece.sites:
+            for name in site.weights:
+                if not isinstance(self.targets[name], Affine):
+                    self.importance[name] = known[site.x.name]
 
     def _settled(self, constant: str, tensor: Tensor) -> Tensor:
         """Return a changed weight; in its final type where that is no quantized one.
@@ -161,9 +193,6 @@ class Walk:
         found: dict[str, LinearInput] = {}
         for site in piece.sites:
             inputs = self._inputs(site, stream)
-            for name in site.weights:
-                if self.targets[name].needs_importance:
-                    self.importance[name] = _importance(self._statistics(site, inputs, False))
             if site.x.name not in found:
                 held = self._statistics(site, inputs, True)
                 found[site.x.name] = LinearInput(site.x, held)

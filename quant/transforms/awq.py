@@ -4,7 +4,8 @@ For each group the divisors are, of all tried, those with the least output error
 linear layers, rounded as they will be. Tried are x^r and x^r / (w^(1-r) + 1e-4) for r = 0, 1/grid,
 ... (grid - 1)/grid, each over sqrt(max * min), where x is the mean |x| of the channel and w the
 mean over rows of |w| / max |w| of the group of columns. x^0 changes nothing, so the error is never
-above plain rounding's. The error is taken from the hessian: no activations are needed.
+above plain rounding's. The error is taken from the hessian: no activations are needed. All are
+ranked by SCREEN_ROWS rows of the weights, and the first FINALISTS of them by `search_rows`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from halfbyte.quant.transforms.rounding import OutputError, group_width, try_rou
 Float = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 SMALLEST = 1e-4
+SCREEN_ROWS = 128
+FINALISTS = 6
 
 
 class Awq:
@@ -64,14 +67,19 @@ def best_divisors(
     mean = known.moments.absolute / max(known.moments.count, 1)
     if not np.isfinite(mean).all() or not mean.any():
         return None
-    trials = [_Trial(matrix, known, options, solver) for matrix in known.matrices]
+    trials = [_Trial(matrix, known, options.search_rows, solver) for matrix in known.matrices]
     share = _weight_shares(trials)
+    tried = candidates(by_source(mean, group), by_source(share, group), options.grid)
+    listed = [keep(divisors) for divisors in tried]
+    if sum(len(trial.rows) for trial in trials) > 2 * SCREEN_ROWS and options.search_rows:
+        few = [_Trial(matrix, known, SCREEN_ROWS, solver) for matrix in known.matrices]
+        errors = [_total(few, divisors[group.source.channels]) for divisors in listed]
+        listed = [listed[place] for place in np.argsort(errors, kind="stable")[:FINALISTS]]
     best, least = None, _total(trials, None)
-    for divisors in candidates(by_source(mean, group), by_source(share, group), options.grid):
-        kept = keep(divisors)
-        error = _total(trials, kept[group.source.channels])
+    for divisors in listed:
+        error = _total(trials, divisors[group.source.channels])
         if error < least:
-            best, least = kept, error
+            best, least = divisors, error
     return best
 
 
@@ -90,11 +98,9 @@ def candidates(mean: Float64, share: Float64, grid: int) -> Iterator[Float]:
 class _Trial:
     """Rows of one matrix, rounded with this or that divisor."""
 
-    def __init__(
-        self, matrix: Matrix, known: GroupInput, options: TransformOptions, solver: Solver
-    ) -> None:
+    def __init__(self, matrix: Matrix, known: GroupInput, sampled: int, solver: Solver) -> None:
         total = sum(other.rows for other in known.matrices)
-        wanted = -(-options.search_rows * matrix.rows // total) if options.search_rows else total
+        wanted = -(-sampled * matrix.rows // total) if sampled else total
         self.rows = matrix.sample(wanted)
         self.weight = matrix.rows / len(self.rows)
         self.encoding = matrix.encoding

@@ -42,29 +42,31 @@ def clipped(
 ) -> Folded:
     """Return `folded` with the weights of linear layers limited group by group."""
     weights = dict(folded.weights)
+    by_expert = {entry.x for entry in inputs if isinstance(entry.statistics, Sequence)}
     for entry in inputs:
-        divisor = folded.divisors.get(entry.x.name)
-        for name in _readers(entry.x, isinstance(entry.statistics, Sequence)):
+        each, divisor = entry.statistics, folded.divisors.get(entry.x.name)
+        ops = {LINEAR, EXPERT_LINEAR} - ({EXPERT_LINEAR} if entry.x in by_expert else set())
+        if isinstance(each, Sequence):
+            ops = {EXPERT_LINEAR}
+        for name in _readers(entry.x, ops):
             tensor, encoding = weight_of(graph, weights, name), encodings.get(name)
             if not isinstance(encoding, Affine) or tensor.role in LEFT:
                 continue
-            each = entry.statistics if isinstance(entry.statistics, Sequence) else None
-            moments = [entry.statistics] if each is None else list(each)
-            low, high = _limits(tensor, encoding, moments, divisor, solver)  # type: ignore[arg-type]
+            moments = each if isinstance(each, Sequence) else [each]
+            low, high = _limits(tensor, encoding, moments, divisor, solver)
             width = group_width(encoding, tensor.columns)
             weights[name] = changed(tensor, Change(low=low, high=high, group_size=width))
     return replace(folded, weights=weights)
 
 
-def _readers(x: Value, experts: bool) -> list[str]:
-    """Return the weights that nothing but linear layers over x read, of experts or plain ones."""
-    op = EXPERT_LINEAR if experts else LINEAR
+def _readers(x: Value, ops: set[str]) -> list[str]:
+    """Return the weights that nothing but linear layers over x of these kinds read."""
     found: dict[str, None] = {}
     for node, index in x.uses:
-        weight = node.inputs[1] if node.op == op and index == 0 else None
+        weight = node.inputs[1] if node.op in ops and index == 0 else None
         if weight is None or weight.constant is None:
             continue
-        if all(user.op == op and user.inputs[0] is x for user, _ in weight.uses):
+        if all(user.op in ops and user.inputs[0] is x for user, _ in weight.uses):
             found[weight.name] = None
     return list(found)
 

@@ -33,6 +33,10 @@ def fold_layer(
     divisors: dict[str, Float] = {}
     notes = [f"no factors on {reason}" for reason in reasons]
     for group in groups:
+        kept = [name for name in group.members if _keeps_codes(graph, name, encodings)]
+        if kept:
+            notes.append(f"no factors on {group.x.name}: {kept[0]!r} keeps its codes")
+            continue
         known = gathered(graph, weights, group, inputs, encodings)
         found = _chosen(graph, weights, group, known, encodings, choose)
         if found is None:
@@ -40,6 +44,10 @@ def fold_layer(
         weights |= fold(graph, weights, group, found, encodings)
         divisors[group.x.name] = channel_divisors(group, found)
     return Folded(weights, divisors, tuple(notes))
+
+
+def _keeps_codes(graph: Graph, name: str, encodings: Mapping[str, Encoding]) -> bool:
+    return name not in encodings and graph.constants[name].encoding.is_quantized
 
 
 def _chosen(
