@@ -140,7 +140,7 @@ def solve(solver: Solver, name: str = "int3-g32") -> dict[str, np.ndarray]:
     cross = np.ascontiguousarray(hessian[::-1]) / 50
     shift = solver.cross_factor(cross, factor)
     weights_t, codes_t = np.ascontiguousarray(weights.T), np.zeros(weights.T.shape, np.int16)
-    small, p = factor.astype(np.float32), shift.astype(np.float32) / 100
+    small, p = factor.astype(np.float32), shift.astype(np.float32) / np.float32(100)
     errors = solver.sweep(weights_t, small, 0, 300, grid, codes_t)
     moved_t, other_t = np.ascontiguousarray(weights.T), np.zeros(weights.T.shape, np.int16)
     solver.sweep(moved_t, small, 0, 300, grid, other_t, p)
@@ -336,7 +336,7 @@ def test_sweeps_of_parts_equal_one_sweep(solver: Solver) -> None:
         for start, stop in pairwise(cuts):
             solver.sweep(weights_t, upper, start, stop, grid, codes_t)
         found.append(codes_t)
-    assert np.array_equal(*found)
+    assert np.array_equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("which", ["kernels", "reference"])
@@ -373,7 +373,7 @@ def test_wrong_arrays_are_refused(solver: Solver) -> None:
     with pytest.raises(ValueError, match="total has shape"):
         solver.add_gram(hessian, np.zeros((4, 299), np.float32))
     with pytest.raises(ValueError, match="hessian"):
-        solver.factor(hessian.astype(np.float32))  # type: ignore[arg-type]
+        solver.factor(hessian.astype(np.float32))
     with pytest.raises(ValueError, match="b has 2 columns"):
         solver.product(upper, upper[:, :2])
 
