@@ -102,11 +102,15 @@ class Solver(Protocol):
 
         Each group's scale goes to where (w - q)^T H (w - q) is least, all else fixed, then through
         `round_scale` (what the file can hold, applied to one group's scales [rows]); a change that
-        does not lower the error is not made. Returns how many scales changed.
+        does not lower the error is not made. Where scales depend on one another or offsets move
+        too, `Residual` of residual.py gives the parts. Returns how many scales changed.
         """
 
     def product(self, a: Float32, b: Float32) -> Float32:
         """Return a b^T [m, n] of a [m, k] and b [n, k]."""
+
+    def added_product(self, total: Float32, a: Float32, b: Float32) -> Float32:
+        """Return total + a b of a [m, k] and b [k, n]; the memory of `total` may be used for it."""
 
     def row_errors(self, difference: Float32, hessian: Float32) -> Float64:
         """Return d^T H d for each row d of `difference` [rows, K]: [rows] float64."""

@@ -69,7 +69,8 @@ class CpuSolver(ReferenceSolver):
             )
         return changes
 
-    def _added(self, total: Float32, a: Float32, b: Float32) -> Float32:
+    def added_product(self, total: Float32, a: Float32, b: Float32) -> Float32:
+        """Return total + a b."""
         return cpu_solve.added_product(total, a, b)
 
     def product(self, a: Float32, b: Float32) -> Float32:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from halfbyte.quant.column_grid import ColumnGrid
+from halfbyte.quant.residual import Residual
 from halfbyte.quant.solver import GRAM_ROWS, Codes, Float32, Float64, RoundScale
 
 BLOCK = 128
@@ -108,52 +108,18 @@ class ReferenceSolver:
         round_scale: RoundScale | None = None,
     ) -> int:
         """Take one group after the other, in blocks of rows."""
-        starts = range(0, len(weights), ROWS)
-        return sum(
-            self._rescale_rows(
-                weights, hessian, codes, grid, slice(start, start + ROWS), round_scale
-            )
-            for start in starts
-        )
-
-    def _rescale_rows(
-        self,
-        weights: Float32,
-        hessian: Float32,
-        codes: Codes,
-        grid: ColumnGrid,
-        rows: slice,
-        round_scale: RoundScale | None,
-    ) -> int:
-        part = grid.row_range(rows.start, rows.stop)
-        codes_t = np.ascontiguousarray(codes[rows].T)
-        values = np.ascontiguousarray(part.decode(codes_t).T)
-        gradient = self.product(weights[rows] - values, hessian)
-        units = np.ascontiguousarray(units_of(part, codes_t).T)
         changes = 0
-        for group in range(len(grid.scale)):
-            columns = _slice_of(np.flatnonzero(grid.group_of_column == group))
-            u, h = np.ascontiguousarray(units[:, columns]), hessian[columns]
-            pushed = self.product(u, np.ascontiguousarray(h[:, columns]))
-            slope = np.einsum("rk,rk->r", u, gradient[:, columns], dtype=np.float64)
-            curve = np.einsum("rk,rk->r", u, pushed, dtype=np.float64)
-            step = np.divide(slope, curve, out=np.zeros(len(u)), where=curve > 0)
-            old = grid.scale[group, rows]
-            new = (old + step).astype(np.float32)
-            if round_scale is not None:
-                new = np.asarray(round_scale(new), np.float32)
-            step = new.astype(np.float64) - old
-            better = (step * (2 * slope - step * curve) > 0) & np.isfinite(new)
-            if not better.any():
-                continue
-            u *= -np.where(better, step, 0).astype(np.float32)[:, None]
-            gradient = self._added(gradient, u, h)
-            grid.scale[group, rows] = np.where(better, new, old)
-            changes += int(better.sum())
+        for start in range(0, len(weights), ROWS):
+            rows = slice(start, start + ROWS)
+            part = grid.row_range(start, start + ROWS)
+            residual = Residual(self, weights[rows], hessian, codes[rows], part)
+            for group in range(len(part.scale)):
+                changes += _rescale_group(residual, group, round_scale)
+            grid.scale[:, rows] = part.scale
         return changes
 
-    def _added(self, total: Float32, a: Float32, b: Float32) -> Float32:
-        """Return total + a b; the memory of `total` may be used."""
+    def added_product(self, total: Float32, a: Float32, b: Float32) -> Float32:
+        """Return total + a b."""
         total += a @ b
         return total
 
@@ -169,11 +135,16 @@ class ReferenceSolver:
         return errors
 
 
-def _slice_of(indices: NDArray[np.intp]) -> slice | NDArray[np.intp]:
-    """Return the slice that takes ascending indices where there is one: a view, not a copy."""
-    if len(indices) and indices[-1] - indices[0] == len(indices) - 1:
-        return slice(int(indices[0]), int(indices[-1]) + 1)
-    return indices
+def _rescale_group(residual: Residual, group: int, round_scale: RoundScale | None) -> int:
+    fit = residual.fit(group)
+    old = residual.grid.scale[group]
+    new = (old + fit.scale_step()).astype(np.float32)
+    if round_scale is not None:
+        new = np.asarray(round_scale(new), np.float32)
+    better = np.isfinite(new) & (fit.gain(new.astype(np.float64) - old) > 0)
+    if better.any():
+        residual.move(group, np.where(better, new, old))
+    return int(better.sum())
 
 
 def _push_errors(
@@ -201,9 +172,3 @@ def _push_errors(
         if cross is not None:
             weights_t[last:] += cross[first:last, last:].T @ seen
     return total
-
-
-def units_of(grid: ColumnGrid, codes_t: Codes) -> NDArray[np.float32]:
-    """Return what each value [columns, rows] is in units of its scale, offsets left out."""
-    steps = codes_t.astype(np.float32) if grid.levels is None else grid.levels[codes_t]
-    return steps if grid.zero is None else steps - grid.zero[grid.group_of_column]

@@ -17,6 +17,7 @@ from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.encodings.encoding import Unpacked
 from halfbyte.ir.encodings.grid import values_of
 from halfbyte.kernels import cpu
+from halfbyte.quant.residual import Residual
 from halfbyte.quant.solver import GRAM_ROWS, ColumnGrid, Solver, column_grid, get_solver
 from halfbyte.quant.solver_reference import ReferenceSolver
 
@@ -322,6 +323,34 @@ def test_each_step_lowers_the_error(solver: Solver, which: str) -> None:
     steps.append(error(codes))
     assert steps == sorted(steps, reverse=True)
     assert steps[1] < 0.8 * steps[0]
+
+
+@pytest.mark.parametrize("order", ["neighbours", "scattered"])
+def test_steps_of_scale_and_offset_lower_the_error_as_they_say(solver: Solver, order: str) -> None:
+    weights, hessian, plain = realistic()
+    h32, group = hessian.astype(np.float32), plain.group_of_column
+    if order == "scattered":
+        group = np.random.default_rng(9).permutation(group)
+    scale = abs(plain.scale)
+    grid = ColumnGrid(scale, group, 0, 7, offset=-4 * scale)
+    codes = np.ascontiguousarray(grid.assign(np.ascontiguousarray(weights.T)).T)
+    residual = Residual(solver, weights, h32, codes, grid)
+    for number in (0, 3, len(scale) - 1):
+        fit, before = residual.fit(number, with_offset=True), residual.errors()
+        scale_step, offset_step = fit.both_steps()
+        assert (fit.gain(scale_step, offset_step) >= fit.gain(fit.scale_step())).all()
+        assert (fit.gain(scale_step, offset_step) >= fit.gain(np.zeros(1), fit.offset_step())).all()
+        assert grid.offset is not None
+        made = grid.scale[number] + scale_step, grid.offset[number] + offset_step
+        residual.move(number, *(part.astype(np.float32) for part in made))
+        fallen = before - residual.errors()
+        np.testing.assert_allclose(fallen, fit.gain(scale_step, offset_step), rtol=1e-2, atol=1e-3)
+        assert (abs(residual.fit(number).scale_slope) < 1e-3 * abs(fit.scale_slope).max()).all()
+    kept = residual.errors()
+    residual.refresh()
+    np.testing.assert_allclose(residual.errors(), kept, rtol=1e-4)
+    assert residual.descend(3) > 0
+    assert (residual.errors() < kept).all()
 
 
 def test_sweeps_of_parts_equal_one_sweep(solver: Solver) -> None:
