@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from halfbyte.converters.format import WriteOptions, WrittenTensor
 from halfbyte.converters.hugging_face.checkpoint import SAFETENSORS_FILE, SAFETENSORS_INDEX
 from halfbyte.converters.hugging_face.checkpoints import checkpoint_of_flavour
 from halfbyte.converters.hugging_face.checkpoints.checkpoint import (
-    INPUT_ACTIVATIONS,
+    ACTIVATIONS,
     Checkpoint,
     Description,
+    Layout,
     StoredArray,
 )
 from halfbyte.converters.hugging_face.directory import (
@@ -35,7 +37,7 @@ from halfbyte.files import atomic_file, atomic_folder, contained
 from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.model import Model
 from halfbyte.ir.roles import Role
-from halfbyte.ir.tensor import Tensor
+from halfbyte.ir.tensor import Tensor, tensor_from_array
 
 FILE_METADATA = {"format": "pt"}
 POOLING_KEY = "pooling_type"
@@ -91,6 +93,7 @@ def write_folder(model: Model, path: Path, options: WriteOptions) -> list[Writte
             shape=o.tensor.shape if o.is_piece else None,
         )
         for o in outputs
+        if o.source
     ]
 
 
@@ -143,7 +146,7 @@ def _stored(
     outputs = _outputs(model, architecture, checkpoint)
     layout = None
     if checkpoint is not None:
-        carried = {k: v for k, v in model.metadata.items() if k == INPUT_ACTIVATIONS}
+        carried = {k: v for k, v in model.metadata.items() if k == ACTIVATIONS}
         layout = checkpoint.layout([o.tensor for o in outputs], {**model.config, **carried})
     taken = {output.name: output.source for output in outputs}
     found = []
@@ -158,7 +161,18 @@ def _stored(
                 what = f"name {array.name!r} for both {taken[array.name]!r} and {output.source!r}"
                 raise UnsupportedError(what, "--to hf")
         found.append(replace(output, arrays=tuple(arrays)))
-    return found, Description({}) if layout is None else layout.description
+    if layout is None:
+        return found, Description({})
+    return [*found, *_further(layout, taken)], layout.description
+
+
+def _further(layout: Layout, taken: Mapping[str, str]) -> list[_Output]:
+    """Return outputs for arrays that belong to no weight, where nothing has their names."""
+    return [
+        _Output(array.name, tensor_from_array(array.name, array.part.read()), "", (array,))
+        for array in layout.further
+        if array.name not in taken
+    ]
 
 
 def _name(

@@ -17,8 +17,9 @@ from halfbyte.ir.encodings.encoding import Array
 from halfbyte.ir.profile import Profile
 from halfbyte.ir.tensor import CHUNK_BYTES, Part, Tensor
 
-# Key of metadata: how the inputs of quantized layers are rounded, as compressed-tensors says it.
-INPUT_ACTIVATIONS = "input_activations"
+# Key of metadata: how values between layers are rounded, as compressed-tensors says it: a dict of
+# `input_activations`, `kv_cache_scheme` and `scales`, stored small arrays by name.
+ACTIVATIONS = "activation_quantization"
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,12 @@ class Layout:
 
     arrays: the arrays of one quantized tensor, whose name ends with `.weight`; the one with the
     codes comes first. Parts are read by ranges of their first axis; one that is filled by columns
-    is a GatheredPart.
+    is a GatheredPart. further: arrays that belong to no weight.
     """
 
     description: Description
     arrays: Callable[[Tensor], list[StoredArray]]
+    further: tuple[StoredArray, ...] = ()
 
 
 class Checkpoint(Protocol):
@@ -129,7 +131,7 @@ class Checkpoint(Protocol):
         """Return how to store the tensors of an output, all of them, dense ones too.
 
         tensors: under their names in the output, experts one by one; config: that of the model,
-        and INPUT_ACTIVATIONS where the model's metadata has it.
+        and ACTIVATIONS where the model's metadata has it.
 
         Raises:
             UnsupportedError: weights that servers fuse differ in their scheme, or nothing is

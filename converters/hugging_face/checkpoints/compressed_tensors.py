@@ -4,8 +4,8 @@
 `weight_zero_point` [words, groups] zero points, packed down the outputs in the same way;
 `weight_scale` [out, groups], `weight_shape`, for act-order `weight_g_idx` [in]. Words are a dense
 stream of bits; releases up to 0.10 put whole codes into each word, which differs for 3, 5, 6 and 7
-bits. `int-quantized`, `float-quantized`, `naive-quantized`: see `ct_plain.py`. How inputs of the
-layers were quantized is carried along; here they stay float.
+bits. `int-quantized`, `float-quantized`, `naive-quantized`: see `ct_plain.py`. How values between
+layers are rounded is carried along; here they stay float.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from halfbyte.converters.hugging_face.checkpoints.checkpoint import (
-    INPUT_ACTIVATIONS,
+    ACTIVATIONS,
     Layout,
     Quantization,
 )
+from halfbyte.converters.hugging_face.checkpoints.ct_activations import carried_activations
 from halfbyte.converters.hugging_face.checkpoints.ct_config import Group, Groups
 from halfbyte.converters.hugging_face.checkpoints.ct_layout import compressed_layout, holds
 from halfbyte.converters.hugging_face.checkpoints.ct_plain import plain_weight, row_scales
@@ -59,11 +60,12 @@ class CompressedTensors:
                 weight = _weight(StoredWeight(module, held, found), groups.of(module))
                 made[weight.name] = weight
                 gone |= {f"{module}.{ending}": weight.name for ending in held}
-        activations = groups.activations()
-        if activations:
-            found.carried[INPUT_ACTIVATIONS] = dict(activations[0])
-            found.notes.append("inputs of quantized layers stay float here, the config rounds them")
-        return replaced(tensors, made, gone)
+        carried = carried_activations(tensors, gone, groups, found.settings)
+        if carried:
+            found.carried[ACTIVATIONS] = carried
+            found.notes.append("values between layers stay float here, the config rounds them")
+        scales = carried.get("scales", {})
+        return {n: t for n, t in replaced(tensors, made, gone).items() if n not in scales}
 
     def profile(self) -> Profile:
         """Return what is held: 2 to 8 bits, linear layers only."""

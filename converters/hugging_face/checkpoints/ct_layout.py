@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from halfbyte.converters.hugging_face.checkpoints.checkpoint import (
-    INPUT_ACTIVATIONS,
+    ACTIVATIONS,
     Description,
     Layout,
     StoredArray,
 )
+from halfbyte.converters.hugging_face.checkpoints.ct_activations import stored_scales
 from halfbyte.converters.hugging_face.checkpoints.ct_config import (
     FLOAT,
     INTEGER,
@@ -52,17 +53,6 @@ VERSION = "0.20.0"
 HEAD = "lm_head"
 
 
-# How vLLM and transformers round inputs while they run, by the codes of the weights.
-DYNAMIC: dict[str, dict[str, Any]] = {
-    kind: {
-        "num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "group_size": None,
-        "block_structure": None, "dynamic": True, "actorder": None, "observer": None,
-        "observer_kwargs": {},
-    }
-    for kind in ("int", "float")
-}  # fmt: skip
-
-
 def holds(encoding: Encoding, tensor: Tensor) -> bool:
     """Whether a weight can have an encoding: whole groups, nothing reordered."""
     if not isinstance(encoding, Affine):
@@ -74,7 +64,8 @@ def holds(encoding: Encoding, tensor: Tensor) -> bool:
 def compressed_layout(tensors: Sequence[Tensor], config: Mapping[str, Any]) -> Layout:
     """Return how compressed-tensors stores tensors."""
     schemes = schemes_of(tensors, "hf:compressed-tensors")
-    activations = config.get(INPUT_ACTIVATIONS)
+    carried = config.get(ACTIVATIONS) or {}
+    activations = carried.get("input_activations")
     groups = _groups(schemes, activations)
     formats = {group["format"] for group in groups.values()}
     said = {
@@ -84,7 +75,7 @@ def compressed_layout(tensors: Sequence[Tensor], config: Mapping[str, Any]) -> L
         "global_compression_ratio": None,
         "config_groups": groups,
         "ignore": _ignored(schemes, tensors, config),
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": carried.get("kv_cache_scheme"),
         "sparsity_config": {},
         "transform_config": {},
         "version": VERSION,
@@ -97,7 +88,9 @@ def compressed_layout(tensors: Sequence[Tensor], config: Mapping[str, Any]) -> L
             return float_arrays(tensor)
         return integer_arrays(tensor) if kind == INTEGER else _packed(tensor, scheme)
 
-    return Layout(Description({"quantization_config": said}), arrays)
+    inputs = any(group["input_activations"] is not None for group in groups.values())
+    further = stored_scales(carried, inputs)
+    return Layout(Description({"quantization_config": said}), arrays, further)
 
 
 def _format(scheme: Scheme, activations: Mapping[str, Any] | None) -> str:

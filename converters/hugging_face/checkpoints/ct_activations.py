@@ -1,0 +1,80 @@
+"""How compressed-tensors rounds values between layers, carried from one checkpoint to the next.
+
+What is carried is JSON, so that every container with metadata keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+import numpy as np
+
+from halfbyte.converters.hugging_face.checkpoints.checkpoint import StoredArray
+from halfbyte.converters.hugging_face.checkpoints.ct_config import Groups
+from halfbyte.ir.dtypes import numpy_dtype
+from halfbyte.ir.tensor import ArrayPart, Tensor
+
+INPUTS = (".input_scale", ".input_zero_point", ".input_global_scale")
+CACHES = (".k_scale", ".v_scale", ".k_zero_point", ".v_zero_point", ".output_scale")
+LARGEST = 4096  # values of an array that is carried; scales by token are not stored at all
+
+
+def dynamic_inputs(kind: str) -> dict[str, Any]:
+    """Return the scheme of inputs rounded to 8 bits by token while a model runs.
+
+    kind: `int` or `float`, as the codes of the weights.
+    """
+    return {
+        "num_bits": 8,
+        "type": kind,
+        "symmetric": True,
+        "strategy": "token",
+        "group_size": None,
+        "block_structure": None,
+        "dynamic": True,
+        "actorder": None,
+        "observer": None,
+        "observer_kwargs": {},
+    }
+
+
+def carried_activations(
+    tensors: Mapping[str, Tensor],
+    gone: Container[str],
+    groups: Groups,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what a checkpoint says of values between layers, {} for nothing.
+
+    gone: names of arrays that belong to weights.
+    """
+    found: dict[str, Any] = {}
+    inputs = groups.activations()
+    if inputs:
+        found["input_activations"] = dict(inputs[0])
+    if settings.get("kv_cache_scheme"):
+        found["kv_cache_scheme"] = settings["kv_cache_scheme"]
+    scales = {
+        name: _as_json(tensor)
+        for name, tensor in tensors.items()
+        if name.endswith(INPUTS + CACHES) and name not in gone and tensor.size <= LARGEST
+    }
+    return found | ({"scales": scales} if scales else {})
+
+
+def _as_json(tensor: Tensor) -> dict[str, Any]:
+    part = tensor.parts["data"]
+    values = np.asarray(part.read()).astype(np.float64).reshape(-1).tolist()
+    return {"dtype": part.dtype.name, "shape": list(tensor.shape), "values": values}
+
+
+def stored_scales(carried: Mapping[str, Any], inputs: bool) -> tuple[StoredArray, ...]:
+    """Return the arrays that `carried_activations` took; those of inputs only if `inputs`."""
+    found = []
+    for name, said in carried.get("scales", {}).items():
+        if name.endswith(INPUTS) and not inputs:
+            continue
+        values = np.array(said["values"], np.float64).astype(numpy_dtype(said["dtype"]))
+        found.append(StoredArray(name, ArrayPart(values.reshape(tuple(said["shape"])))))
+    return tuple(found)
