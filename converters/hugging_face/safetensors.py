@@ -38,6 +38,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "I8": np.dtype(np.int8),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
     "I16": np.dtype(np.int16),
     "U16": np.dtype(np.uint16),
     "F16": np.dtype(np.float16),

@@ -81,7 +81,9 @@ def e4m3_bytes(values: Float) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class _Float4(Encoding):
+class Float4(Encoding):
+    """Base: a type gives its constants and the parts that hold its scales."""
+
     NAME: ClassVar[str]
     GROUP: ClassVar[int]
     SCALE: ClassVar[str]
@@ -239,7 +241,7 @@ def pack_low_first(nibbles: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class MicroFloat4(_Float4):
+class MicroFloat4(Float4):
     """E2M1, power of two per 32: the OCP standard's MXFP4."""
 
     NAME: ClassVar[str] = "mxfp4"
@@ -292,7 +294,7 @@ class MicroFloat4(_Float4):
 
 
 @dataclass(frozen=True)
-class ScaledFloat4(_Float4):
+class ScaledFloat4(Float4):
     """E2M1, scale E4M3 per 16 and one float32 for the matrix: NVIDIA's NVFP4."""
 
     NAME: ClassVar[str] = "nvfp4"

@@ -19,6 +19,11 @@ CHECKPOINTS: dict[str, str] = {
     "awq": f"{_HERE}.awq:AWQ",
     "compressed-tensors": f"{_HERE}.compressed_tensors:COMPRESSED_TENSORS",
     "auto-round": f"{_HERE}.auto_round:AUTO_ROUND",
+    "mlx": f"{_HERE}.mlx:MLX",
+    "fp8": f"{_HERE}.fp8:FP8",
+    "bitsandbytes": f"{_HERE}.bitsandbytes:BITSANDBYTES",
+    "modelopt": f"{_HERE}.modelopt:MODELOPT",
+    "mxfp4": f"{_HERE}.mxfp4:MXFP4_BLOCKS",
 }
 
 # Flavour after the colon of `--to hf:` -> quant_method.
@@ -26,6 +31,8 @@ FLAVOURS: Mapping[str, str] = {
     "gptq": "gptq",
     "awq": "awq",
     "compressed-tensors": "compressed-tensors",
+    "mlx": "mlx",
+    "fp8": "fp8",
 }
 
 

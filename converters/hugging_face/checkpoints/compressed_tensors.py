@@ -20,6 +20,12 @@ from halfbyte.converters.hugging_face.checkpoints.checkpoint import (
     Layout,
     Quantization,
 )
+from halfbyte.converters.hugging_face.checkpoints.compressed_tensors_float import (
+    ACTIVATIONS,
+    FLOAT_TYPES,
+    GLOBAL,
+    fp4_weight,
+)
 from halfbyte.converters.hugging_face.checkpoints.ct_activations import carried_activations
 from halfbyte.converters.hugging_face.checkpoints.ct_config import Group, Groups
 from halfbyte.converters.hugging_face.checkpoints.ct_layout import compressed_layout, holds
@@ -41,6 +47,7 @@ from halfbyte.ir.transposed import TransposedPart
 BITS = tuple(range(2, 9))
 PACKED_ENDINGS = (
     *("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"),
+    *(GLOBAL, ACTIVATIONS),
 )
 PLAIN_ENDINGS = ("weight", "weight_scale", "weight_zero_point")
 
@@ -69,7 +76,7 @@ class CompressedTensors:
 
     def profile(self) -> Profile:
         """Return what is held: 2 to 8 bits, linear layers only."""
-        return CheckpointProfile("hf:compressed-tensors", holds)
+        return CheckpointProfile("hf:compressed-tensors", holds, others=FLOAT_TYPES)
 
     def layout(self, tensors: Sequence[Tensor], config: Mapping[str, Any]) -> Layout:
         """Return how to store the tensors of an output; see Checkpoint."""
@@ -78,7 +85,7 @@ class CompressedTensors:
 
 def _weight(stored: StoredWeight, group: Group) -> Tensor:
     if "weight_packed" in stored:
-        return _packed(stored, group)
+        return fp4_weight(stored, group) or _packed(stored, group)
     return plain_weight(stored, group)
 
 

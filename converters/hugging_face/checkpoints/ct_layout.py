@@ -13,6 +13,10 @@ from halfbyte.converters.hugging_face.checkpoints.checkpoint import (
     Layout,
     StoredArray,
 )
+from halfbyte.converters.hugging_face.checkpoints.compressed_tensors_float import (
+    FP4_FORMATS,
+    fp4_arguments,
+)
 from halfbyte.converters.hugging_face.checkpoints.ct_activations import stored_scales
 from halfbyte.converters.hugging_face.checkpoints.ct_config import (
     FLOAT,
@@ -26,6 +30,7 @@ from halfbyte.converters.hugging_face.checkpoints.ct_plain import (
     holds_bytes,
     integer_arrays,
 )
+from halfbyte.converters.hugging_face.checkpoints.fp4_parts import fp4_arrays, shared_factors
 from halfbyte.converters.hugging_face.checkpoints.gptq_layout import require_zeros
 from halfbyte.converters.hugging_face.checkpoints.schemes import (
     Scheme,
@@ -44,6 +49,7 @@ from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.encodings.affine import Affine
 from halfbyte.ir.encodings.encoding import Array, Encoding
 from halfbyte.ir.encodings.float8 import Float8
+from halfbyte.ir.encodings.fp4 import Float4
 from halfbyte.ir.encodings.grid import group_count
 from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import ArrayPart, Tensor
@@ -56,7 +62,7 @@ HEAD = "lm_head"
 def holds(encoding: Encoding, tensor: Tensor) -> bool:
     """Whether a weight can have an encoding: whole groups, nothing reordered."""
     if not isinstance(encoding, Affine):
-        return holds_bytes(encoding, tensor)
+        return isinstance(encoding, Float4) or holds_bytes(encoding, tensor)
     whole = encoding.group_size == 0 or tensor.columns % encoding.group_size == 0
     return encoding.zero_point in ("none", "uint8") and whole and not encoding.act_order
 
@@ -81,7 +87,11 @@ def compressed_layout(tensors: Sequence[Tensor], config: Mapping[str, Any]) -> L
         "version": VERSION,
     }
 
+    factors = shared_factors(tensors)
+
     def arrays(tensor: Tensor) -> list[StoredArray]:
+        if isinstance(tensor.encoding, Float4):
+            return fp4_arrays(tensor, factors.get(tensor.name))
         scheme = schemes.quantized[module_of(tensor)]
         kind = _format(scheme, activations)
         if kind == FLOAT:
@@ -96,7 +106,7 @@ def compressed_layout(tensors: Sequence[Tensor], config: Mapping[str, Any]) -> L
 def _format(scheme: Scheme, activations: Mapping[str, Any] | None) -> str:
     """Return the format of a scheme; servers take bytes of integers only with rounded inputs."""
     if scheme.name:
-        return FLOAT
+        return FP4_FORMATS.get(scheme.name, FLOAT)
     rounded = activations is not None and activations.get("type", "int") == "int"
     plain = scheme.bits == 8 and scheme.symmetric and not scheme.group_size
     return INTEGER if rounded and plain else PACKED
@@ -132,6 +142,8 @@ def _are_floats(scheme: Scheme, activations: Mapping[str, Any] | None) -> bool:
 def _weights(scheme: Scheme) -> dict[str, Any]:
     """Return the arguments that say how weights of a scheme are stored."""
     size, block, strategy = scheme.group_size, None, "group" if scheme.group_size else "channel"
+    if scheme.name in FP4_FORMATS:
+        return fp4_arguments(scheme.name)
     if scheme.name:
         encoding = encoding_from_name(scheme.name)
         assert isinstance(encoding, Float8)

@@ -14,6 +14,7 @@ import numpy as np
 
 from halfbyte.converters.hugging_face.checkpoints.checkpoint import StoredArray
 from halfbyte.converters.hugging_face.checkpoints.ct_config import Group
+from halfbyte.converters.hugging_face.checkpoints.float8_parts import block_arrays
 from halfbyte.converters.hugging_face.checkpoints.schemes import module_of
 from halfbyte.converters.hugging_face.checkpoints.stored_weights import (
     StoredWeight,
@@ -50,30 +51,6 @@ class BlockScales:
         stop = self.rows if stop is None else min(stop, self.rows)
         held = np.asarray(self.source.read())
         return np.ascontiguousarray(held[np.arange(start, stop) // self.height]).astype(self.dtype)
-
-
-@dataclass(frozen=True)
-class EveryNth:
-    """Each `step`th row of a part, from the first: what BlockScales made of it."""
-
-    source: Part
-    step: int
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Return the element type."""
-        return self.source.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Return (row blocks, groups)."""
-        return -(-self.source.shape[0] // self.step), *self.source.shape[1:]
-
-    def read(self, start: int = 0, stop: int | None = None) -> Array:
-        """Return row blocks [start, stop)."""
-        stop = self.shape[0] if stop is None else min(stop, self.shape[0])
-        rows = [self.source.read(n * self.step, n * self.step + 1) for n in range(start, stop)]
-        return np.concatenate(rows) if rows else self.source.read(0, 0)
 
 
 def plain_weight(stored: StoredWeight, group: Group) -> Tensor:
@@ -173,15 +150,8 @@ def integer_arrays(tensor: Tensor) -> list[StoredArray]:
 
 
 def float_arrays(tensor: Tensor) -> list[StoredArray]:
-    """Return the arrays of a float8 weight."""
-    encoding, module = tensor.encoding, module_of(tensor)
-    assert isinstance(encoding, Float8)
-    scales, shape = tensor.parts["scales"], None
-    if encoding.shared != 1:
-        scales = EveryNth(scales, encoding.shared or max(tensor.rows, 1))
-        shape = (1,) if encoding.shared == 0 else None
-    codes = StoredArray(f"{module}.weight", tensor.parts["codes"])
-    return [codes, StoredArray(f"{module}.weight_scale", scales, shape)]
+    """Return the arrays of a float8 weight; rows that share scales must have the same ones."""
+    return block_arrays(tensor, "weight_scale", SINGLE)
 
 
 class _SignedBytes:

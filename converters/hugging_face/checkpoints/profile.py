@@ -39,13 +39,15 @@ class CheckpointProfile:
     """A container of dense tensors and of quantized weights of linear layers.
 
     holds: whether a linear layer's weight may have an encoding that is not dense. embeddings:
-    whether rows that are looked up may, too. leaves_head: see HeadProfile.
+    whether rows that are looked up may, too. leaves_head: see HeadProfile. others: encodings to
+    propose that are not affine.
     """
 
     name: str
     holds: Holds
     embeddings: bool = False
     leaves_head: bool = True
+    others: tuple[Encoding, ...] = ()
 
     def _takes(self, tensor: Tensor) -> bool:
         return is_linear(tensor) or (self.embeddings and is_lookup(tensor))
@@ -75,7 +77,7 @@ class CheckpointProfile:
         found: list[Encoding] = []
         if not own.is_quantized or not is_linear(tensor) or self._is_head(tensor):
             found += [Dense(name) for name in FLOATS]
-        found += [e for e in _neighbours(own) if self.accepts(tensor, e)]
+        found += [e for e in (*_neighbours(own), *self.others) if self.accepts(tensor, e)]
         return nearest_first(own, [e for e in dict.fromkeys(found) if e != own])
 
     def _is_head(self, tensor: Tensor) -> bool:
