@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from halfbyte.quant.calibration.saved import SavedStatistics
     from halfbyte.quant.solver import Solver
 
-ACTIVATION_LIMIT_BYTES = 512 << 20
+ACTIVATION_LIMIT_BYTES = 256 << 20
 ProgressFor = Callable[[int], Callable[[int], None] | None]
 
 

@@ -100,8 +100,12 @@ class ActivationStore:
         if path is not None:
             path.unlink(missing_ok=True)
 
+    def free_run(self, name: str, run: int) -> None:
+        """Forget the value of one run."""
+        self._drop_run(name, run)
+
     def _drop_run(self, name: str, run: int) -> None:
-        if run in self._runs.get(name, []):
+        if (name, run) in self._held:
             self._runs[name].remove(run)
             self._forget(name, run)
 

@@ -21,7 +21,6 @@ from halfbyte.ir.ops.inference import infer_types
 from halfbyte.ir.passes.dead_code import has_effect, has_graphs, is_random
 from halfbyte.ir.roles import Role
 
-TOKEN_IDS = "input_ids"
 LIGHT_VALUES = 4096  # constants of nodes that several pieces may compute
 # Where a linear operator has its weight and the numbers of its experts.
 LINEARS = {"Linear": None, "ExpertLinear": 2}
@@ -271,6 +270,14 @@ def _last_readers(ranges: Sequence[_Range], chosen: Sequence[Sequence[Node]]) ->
     return last
 
 
+def _forget_states(graph: Graph) -> None:
+    """Let attention see what is given only: sequences run whole, from an empty cache."""
+    for node in graph.nodes:
+        if has_effect(node):
+            node.attributes |= {"key_state": "", "value_state": ""}
+    graph.states.clear()
+
+
 def _piece(
     graph: Graph,
     index: int,
@@ -288,13 +295,7 @@ def _piece(
         if value in aims or (not held.probe and readers.get(value, -1) > index)
     ]
     part = graph.part(nodes, kept, f"{graph.name}.{index}")
-    if part.states and all(value.name != TOKEN_IDS for value in part.inputs):
-        # A session learns from the token ids how many sequences of which length run.
-        part.inputs += [
-            Value(value.name, value.dtype, value.shape)
-            for value in graph.inputs
-            if value.name == TOKEN_IDS
-        ]
+    _forget_states(part)
     ended = [value for value, last in readers.items() if last == index]
     drops = [value.name for value in ended if value.producer is not None]
     return Piece(part, held.sites, tuple(drops))

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.ir.graph import Value
-from halfbyte.ir.tensor import Tensor
+from halfbyte.ir.graph import Graph, Value
+from halfbyte.ir.passes import RUNTIME, run_passes
+from halfbyte.ir.tensor import Tensor, tensor_from_array
 from halfbyte.quant.calibration.activations import ActivationStore
 from halfbyte.quant.calibration.batches import Batches
 from halfbyte.quant.calibration.pieces import Piece, Site
@@ -22,12 +23,17 @@ Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 Progress = Callable[[int], None]
 
+DECODED_BYTES = 64 << 20  # of the matrices of a piece that are held as float32
+# Gates stay apart from their products, which packed float32 matrices do faster.
+PASSES = tuple(name for name in RUNTIME if name != "fuse_linear_swiglu")
+
 
 @dataclass(eq=False)
 class Stream:
     """One run of a model: its weights as they are now, and the values that later pieces read.
 
-    weights: tensors that take the place of the graph's own, by name of the constant.
+    weights: tensors that take the place of the graph's own, by name of the constant. decode: hold
+    the matrices of a piece as float32 while it runs, if they are few, for the fastest product.
     """
 
     batches: Batches
@@ -35,21 +41,30 @@ class Stream:
     device: str = "cpu"
     threads: int | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
+    decode: bool = True
 
     def advance(self, piece: Piece, progress: Progress | None = None) -> None:
-        """Run a piece over all batches; its weights are let go of afterwards."""
-        graph = piece.graph
-        if not graph.outputs:
+        """Run a piece over all batches; its weights are let go of afterwards.
+
+        What nobody reads after a run of it, its sites neither, is forgotten at once.
+        """
+        if not piece.graph.outputs:
             return
-        replaced = {name: self.weights[name] for name in graph.constants if name in self.weights}
-        if replaced:
-            graph = graph.copy()
-            for name, tensor in replaced.items():
-                graph.set_constant(name, tensor)
-        session = Session(graph, self.device, threads=self.threads)
+        graph = piece.graph.copy()
+        for name in graph.constants:
+            if name in self.weights:
+                graph.set_constant(name, self.weights[name])
+        plain = self.decode and _decode_matrices(graph)
+        if plain:
+            run_passes(graph, PASSES)
+        session = Session(graph, self.device, threads=self.threads, fuse=not plain)
+        aims = {value.name for site in piece.sites for value in site.read}
+        ended = [name for name in piece.drops if name not in aims]
         for number in range(len(self.batches.runs)):
             session.reset()
             results = session.run({v.name: self.value(v.name, number) for v in graph.inputs})
+            for name in ended:
+                self.store.free_run(name, number)
             for name, array in results.items():
                 self.store.put(name, number, array)
             if progress is not None:
@@ -65,6 +80,19 @@ class Stream:
         """Forget what no later piece reads."""
         for name in piece.drops:
             self.store.free(name)
+
+
+def _decode_matrices(graph: Graph) -> bool:
+    """Exchange the weights of a graph's Linear nodes for float32 ones, if these are not many."""
+    read = [node.inputs[1] for node in graph.nodes if node.op == "Linear" and node.domain]
+    held = {value.name: value.constant for value in read if value and value.constant}
+    if sum(4 * tensor.size for tensor in held.values()) > DECODED_BYTES:
+        return False
+    for name, tensor in held.items():
+        if tensor.encoding.name != "float32" and tensor.encoding.can_decode:
+            values = tensor.float32().reshape(tensor.shape)
+            graph.set_constant(name, tensor_from_array(tensor.name, values))
+    return True
 
 
 @dataclass(eq=False)

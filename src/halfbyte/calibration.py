@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from halfbyte.quant.method import Chain
     from halfbyte.quant.plan import Plan
 
+CHARACTERS = 5  # of a text to be tokenized at first, for each token that is wanted
+
 
 @dataclass(frozen=True)
 class CalibrationRequest:
@@ -69,10 +71,16 @@ def calibration_batches(model: Model, request: CalibrationRequest) -> Batches:
             "one; convert the model together with its tokenizer"
         )
     codec = Codec(model.tokenizer)
-    tokens = codec.encode(read_text(request.data), add_special=True, parse_special=False)
+    text, wanted = read_text(request.data), request.samples * request.length
+    length = CHARACTERS * wanted
+    tokens = codec.encode(text[:length], add_special=True, parse_special=False)
+    while len(tokens) < wanted and length < len(text):
+        length *= 2
+        tokens = codec.encode(text[:length], add_special=True, parse_special=False)
     table = token_chunks(
         tokens, request.length, chunks=request.samples, first_token=beginning_of(codec)
     )
+    del tokens
     return token_batches(table, skip_first=request.skip_first)
 
 
