@@ -21,9 +21,9 @@ from halfbyte.converters.hugging_face.checkpoints.checkpoint import (
     Quantization,
 )
 from halfbyte.converters.hugging_face.checkpoints.compressed_tensors_float import (
-    ACTIVATIONS,
     FLOAT_TYPES,
     GLOBAL,
+    INPUT_GLOBAL,
     fp4_weight,
 )
 from halfbyte.converters.hugging_face.checkpoints.ct_activations import carried_activations
@@ -47,7 +47,7 @@ from halfbyte.ir.transposed import TransposedPart
 BITS = tuple(range(2, 9))
 PACKED_ENDINGS = (
     *("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"),
-    *(GLOBAL, ACTIVATIONS),
+    *(GLOBAL, INPUT_GLOBAL),
 )
 PLAIN_ENDINGS = ("weight", "weight_scale", "weight_zero_point")
 

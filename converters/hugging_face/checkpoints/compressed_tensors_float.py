@@ -19,7 +19,7 @@ from halfbyte.ir.tensor import Tensor
 
 NV, MX = "nvfp4-pack-quantized", "mxfp4-pack-quantized"
 FP4_FORMATS = {"nvfp4": NV, "mxfp4": MX}
-GLOBAL, ACTIVATIONS = "weight_global_scale", "input_global_scale"
+GLOBAL, INPUT_GLOBAL = "weight_global_scale", "input_global_scale"
 FLOAT_TYPES: tuple[Encoding, ...] = tuple(
     encoding_from_name(name)
     for name in ("fp8", "fp8-bf16", "fp8-tensor", "fp8-block128", "fp8-g128", "mxfp4", "nvfp4")
@@ -34,7 +34,7 @@ def fp4_weight(stored: StoredWeight, group: Group) -> Tensor | None:
     """
     if part_of(stored.held["weight_packed"]).dtype != np.uint8:
         return None
-    if ACTIVATIONS in stored:
+    if INPUT_GLOBAL in stored:
         stored.found.notes.append(f"{stored.module}: scale of activations left out")
     if GLOBAL in stored or group.format == NV:
         return nvfp4_weight(stored, "weight_packed", GLOBAL, True)
