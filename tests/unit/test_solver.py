@@ -47,6 +47,8 @@ def grids(columns: int, rows: int, rng: np.random.Generator) -> Iterator[ColumnG
     yield ColumnGrid(scale, group, levels=levels)
     bounds = np.nextafter((levels[1:] + levels[:-1]) / 2, np.float32(-np.inf))
     yield ColumnGrid(scale, group, zero=zero, levels=levels, bounds=bounds)
+    many = np.cumsum(rng.integers(1, 4, 203)).astype(np.float32) / 4 - 50
+    yield ColumnGrid(scale, group, levels=many)
 
 
 def whole(rng: np.random.Generator, shape: tuple[int, ...], limit: int = 8) -> np.ndarray:
