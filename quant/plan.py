@@ -160,6 +160,15 @@ def _fitting(tensor: Tensor, wanted: Encoding) -> Encoding:
     return wanted
 
 
+def _advice(tensor: Tensor) -> str:
+    """Return what to do with a weight that a container cannot hold without loss."""
+    requantize = "give --type, or --requantize to take the nearest type"
+    grid = tensor.encoding.grid
+    if grid is None or not grid.act_order:
+        return requantize
+    return f"hf:gptq, onnx:ort and hb keep the order of its groups (act-order); or {requantize}"
+
+
 @dataclass
 class _Planner:
     profile: Profile
@@ -288,7 +297,7 @@ class _Planner:
             f"{tensor.encoding} in {self.profile.name} without loss",
             f"tensor {tensor.name!r}",
             [candidate.name for candidate in held],
-            "give --type, or --requantize to take the nearest type",
+            _advice(tensor),
         )
 
     def _float(self, tensor: Tensor, reason: str, base: Encoding) -> Decision:
