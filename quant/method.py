@@ -22,22 +22,25 @@ class MethodOptions:
     """What bends the calibrated methods; the defaults are what measured best.
 
     damping: added to the hessian's diagonal, in units of its mean; raised tenfold until the matrix
-    is positive definite. act_order: `none` (columns as they stand), `static` (columns by falling
-    diagonal, groups by place, scales chosen up front), `group` (groups of sorted columns, for
-    encodings with a group index). static_groups: the scales of all groups from the given weights,
-    none from updated ones. group_search: look for better ranges of a group than the plain one.
-    trials: round each group on several grids and keep the best. refine: rounds of refitting scales
-    and descending on codes after GPTQ; 0, with trials and group_search off, is the paper's method.
-    alpha: the weight of GPTAQ's correction. block: columns whose updates are applied at once.
-    true_sequential: weights of a layer see what the layer's earlier ones became.
+    is positive definite. tail_damping: damp more where inputs have heavier tails than a normal
+    distribution, by the square of E[x^2] / E[|x|]^2 over the normal one's. act_order: `none`
+    (columns as they stand), `static` (columns by falling diagonal, groups by place, scales chosen
+    up front), `group` (groups of sorted columns, for encodings with a group index). static_groups:
+    the scales of all groups from the given weights, none from updated ones. group_search: look for
+    better ranges of a group than the plain one. trials: round each group on several grids and keep
+    the best. refine: rounds of refitting scales and descending on codes after GPTQ; 0, with
+    `trials` and `tail_damping` off, is the paper's method. alpha: the weight of GPTAQ's correction.
+    block: columns whose updates are applied at once. true_sequential: weights of a layer see what
+    the layer's earlier ones became.
     """
 
     damping: float = 0.01
+    tail_damping: bool = True
     act_order: ActOrder = "none"
     static_groups: bool = False
     group_search: bool = True
     trials: bool = True
-    refine: int = 0
+    refine: int = 1
     alpha: float = 0.25
     block: int = 128
     true_sequential: bool = True

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.ir.encodings.affine import Affine
 from halfbyte.ir.encodings.encoding import Array, Encoding, Scales, Unpacked
 from halfbyte.quant.column_grid import ColumnGrid, column_grid
 from halfbyte.quant.rounding_scales import Candidates, Float, Search
@@ -50,26 +51,63 @@ class GridState:
         """Return the places of a group's columns."""
         return np.flatnonzero(self.grid.group_of_column == group)
 
-    def put(self, group: int, chosen: Candidates) -> None:
-        """Set the grid of a group to the only candidate of each row."""
-        self.grid.scale[group] = chosen.scale[:, 0]
+    @property
+    def moves_zero(self) -> bool:
+        """Whether groups have zero points of their own choice."""
+        return isinstance(self.encoding, Affine) and not self.encoding.symmetric
+
+    def put(
+        self, group: int, chosen: Candidates, where: NDArray[np.bool_] | slice = slice(None)
+    ) -> None:
+        """Set the grid of a group to the only candidate of each row, in the rows `where`."""
+        self.grid.scale[group, where] = chosen.scale[where, 0]
         if self.grid.zero is not None and chosen.zero is not None:
-            self.grid.zero[group] = chosen.zero[:, 0]
+            self.grid.zero[group, where] = chosen.zero[where, 0]
         if self.grid.offset is not None and chosen.offset is not None:
-            self.grid.offset[group] = chosen.offset[:, 0]
+            self.grid.offset[group, where] = chosen.offset[where, 0]
         for name, values in chosen.fields.items():
             held = self.fields[name]
-            held[:, group * held.shape[1] // self.groups] = values[:, 0]
+            held[where, self._place(name, group)] = values[where, 0]
 
-    def minimum(self, group: int) -> Float:
-        """Return the value [rows] that code 0 of a group (or level 0) stands for."""
+    def _place(self, name: str, group: int) -> int:
+        return group * int(self.fields[name].shape[1]) // self.groups
+
+    def at(self, group: int) -> Candidates:
+        """Return the present grid of a group, one candidate."""
         grid = self.grid
-        if grid.offset is not None:
-            return grid.offset[group]
-        if grid.zero is None or grid.levels is not None:
-            return np.zeros_like(grid.scale[group])
-        lifted: Float = -(grid.zero[group] * grid.scale[group])
-        return lifted
+        fields = {name: held[:, [self._place(name, group)]] for name, held in self.fields.items()}
+        return Candidates(
+            grid.scale[group][:, None],
+            grid.zero[group][:, None] if grid.zero is not None and self.moves_zero else None,
+            None if grid.offset is None else grid.offset[group][:, None],
+            fields,
+        )
+
+    def put_shared(self, block: int, groups: range, d: Float, dmin: Float) -> None:
+        """Set the numbers [rows] that the groups of a block share."""
+        self.fields["d"][:, block] = d
+        for group in groups:
+            self.grid.scale[group] = d * self.fields["sc"][:, group].astype(np.float32)
+        if self.grid.offset is not None:
+            self.fields["dmin"][:, block] = dmin
+            for group in groups:
+                self.grid.offset[group] = -(dmin * self.fields["mn"][:, group].astype(np.float32))
+
+    def copied(self) -> dict[str, Array]:
+        """Return copies of all that may change, rows first."""
+        grid = self.grid
+        made = {name: held.copy() for name, held in self.fields.items()}
+        arrays = {" scale": grid.scale, " zero": grid.zero, " offset": grid.offset}
+        return made | {name: a.T.copy() for name, a in arrays.items() if a is not None}
+
+    def restore(self, held: dict[str, Array], rows: NDArray[np.bool_]) -> None:
+        """Put back what `copied` gave, in the rows given."""
+        grid = self.grid
+        arrays = {" scale": grid.scale, " zero": grid.zero, " offset": grid.offset}
+        for name, values in held.items():
+            array = arrays.get(name)
+            target = self.fields[name] if array is None else array.T
+            target[rows] = values[rows]
 
     def pack(self, codes_t: Codes) -> dict[str, Array]:
         """Return the parts for codes [columns, rows] in the order of rounding."""

@@ -75,6 +75,9 @@ class Search(Protocol):
         group: its place in the block. more: give some to try, else only the best.
         """
 
+    def nearest(self, scale: Float, minimum: Float, present: Candidates) -> Candidates:
+        """Return grids next to a scale and a value of code 0 [rows, 1], a group's `present` one."""
+
 
 def group_weight(weight: Float, x: Float) -> Float:
     """Return weights [columns] as [rows, columns], largest 1."""
@@ -123,6 +126,10 @@ class OneScale:
         steps = [1.0, *AROUND] + ([-step for step in OTHER_SIGN] if self.both_signs else [])
         return Candidates(self.rounded(best * np.array(steps, np.float32)))
 
+    def nearest(self, scale: Float, minimum: Float, present: Candidates) -> Candidates:
+        """Return the scale as the file holds it."""
+        return Candidates(self.rounded(scale))
+
 
 @dataclass(frozen=True)
 class ListedScales:
@@ -146,6 +153,11 @@ class ListedScales:
         chosen, _ = least_error(x, group_weight(weight, x), self.levels, scale=tried)
         best = np.take_along_axis(tried, chosen[:, None], axis=1)
         return Candidates(np.concatenate([best, tried], axis=1) if more else best)
+
+    def nearest(self, scale: Float, minimum: Float, present: Candidates) -> Candidates:
+        """Return the stored scales on both sides."""
+        place = np.searchsorted(self.stored, scale) + np.array([-1, 0])
+        return Candidates(self.stored[np.clip(place, 0, len(self.stored) - 1)])
 
 
 @dataclass(frozen=True)
@@ -188,6 +200,10 @@ class Ranges:
         middle = start + width / 2 + shifts * best.scale
         half = width * widths / 2
         return self.made(middle - half, middle + half)
+
+    def nearest(self, scale: Float, minimum: Float, present: Candidates) -> Candidates:
+        """Return the range as the file holds it."""
+        return self.made(minimum, minimum + scale * np.float32(self.top))
 
 
 _FEW = (0.0, 0.01, 0.02, 0.04)

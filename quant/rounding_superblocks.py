@@ -72,6 +72,16 @@ class SuperBlocks:
         up, lift = np.array(_PAIRS_MORE).T
         return self._pairs(d, dmin, best.fields["sc"] + up, best.fields["mn"] + lift)
 
+    def nearest(self, scale: Float, minimum: Float, present: Candidates) -> Candidates:
+        """Return the codes on both sides, with the block's numbers as they are."""
+        d = present.fields["d"].astype(np.float32)
+        near = _floor_of(scale, d) + np.array([0, 1, -1, 2])
+        if "mn" not in present.fields:
+            return self._made(d, np.clip(near, self.low, self.high))
+        dmin = present.fields["dmin"].astype(np.float32)
+        lifts = _floor_of(-minimum, dmin) + np.array([0, 1, -1, 2])
+        return self._pairs(d, dmin, np.repeat(near, 4, axis=1), np.tile(lifts, (1, 4)))
+
     def _best(self, x: Float, weight: Float, tried: Candidates) -> Candidates:
         chosen, _ = least_error(x, weight, self.levels, tried.scale, tried.offset)
         return tried.picked(chosen)
@@ -91,3 +101,8 @@ class SuperBlocks:
 
 def _steps(reach: int) -> Array:
     return np.array(sorted(range(-reach, reach + 1), key=abs))
+
+
+def _floor_of(value: Float, unit: Float) -> Array:
+    steps = np.divide(value, unit, out=np.zeros_like(value), where=unit != 0)
+    return np.floor(np.clip(steps, -256, 256)).astype(np.int32)

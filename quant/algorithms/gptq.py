@@ -165,7 +165,8 @@ class _Rounding:
         else:
             self._choose_and_sweep(state, search, values, codes)
         if self.options.refine:
-            refine(self._target(), problem, state, search, codes, self.options, self.solver)
+            rounds = self.options.refine
+            refine(self._target(), problem, state, search, codes, rounds, self.solver)
         return state.pack(codes)
 
     def _target(self) -> Float:

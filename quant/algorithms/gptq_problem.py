@@ -19,6 +19,8 @@ Float64 = NDArray[np.float64]
 
 LARGEST_DAMPING = 1e3
 LEAST_DAMPING = 1e-4
+NORMAL_TAIL = float(np.pi / 2)  # E[x^2] / E[|x|]^2 of a normal distribution
+HEAVIEST_TAIL = 10.0
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,10 @@ def prepare(
     order = np.argsort(-diagonal, kind="stable") if sorts else np.arange(len(diagonal))
     if sorts:
         mean = mean[np.ix_(order, order)]
-    damped, upper, damping = _factored(mean, options.damping, solver)
-    if damping != options.damping:
-        told = f"damping raised from {options.damping:g} to {damping:g}"
+    wanted = options.damping * (_tail(statistics) ** 2 if options.tail_damping else 1.0)
+    damped, upper, damping = _factored(mean, wanted, solver)
+    if damping != wanted:
+        told = f"damping raised from {wanted:.3g} to {damping:.3g} to make it positive definite"
         note = f"{note}; {told}" if note else told
     cross = shift = None
     if asymmetric:
@@ -105,6 +108,18 @@ def prepare(
         shift,
         note,
     )
+
+
+def _tail(statistics: InputStatistics) -> float:
+    """Return how much heavier the tails of the inputs are than a normal distribution's, from 1.
+
+    The second moments of inputs with heavy tails, as those of a gated product, differ much from
+    text to text, so that what the hessian says of them holds less.
+    """
+    mean = float(statistics.absolute.mean()) / max(1, statistics.count)
+    square = float(statistics.squares.mean()) / max(1, statistics.count)
+    heaviness = square / (mean * mean) if mean > 0 else 1.0
+    return min(max(1.0, heaviness / NORMAL_TAIL), HEAVIEST_TAIL)
 
 
 def _factored(mean: Float64, damping: float, solver: Solver) -> tuple[Float64, Float64, float]:
