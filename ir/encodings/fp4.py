@@ -20,7 +20,8 @@ weighted with importance:
   saturate, and twice that; with importance also a half and a quarter.
 - nvfp4: those that bring the largest value to 6 and to 4 ("four over six"); with importance every
   E4M3 number around and between. The tensor's scale is a power of two, so that its reciprocal,
-  which some containers store, is exact; it leaves room for the largest value at 4.
+  which some containers store, is exact, and so is the change to another one; it leaves room for
+  the largest value at 4. Groups of zeros have scale 1 beside it.
 """
 
 from __future__ import annotations
@@ -384,6 +385,7 @@ class ScaledFloat4(Float4):
         blocks = [byte.astype(np.uint8).view(E4M3).astype(np.float32) for byte in tried]
         best = self._best(rows, [block * tensor for block in blocks], importance)
         block = np.take_along_axis(np.stack(blocks), best[None], axis=0)[0]
+        block = np.where(largest == 0, np.float32(1), block)
         half = block * tensor / np.float32(2)
         return Scales(half, self.GROUP, fields=_factors(block, tensor))
 
