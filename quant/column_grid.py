@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.ir.encodings.encoding import Encoding, Scales
+from halfbyte.ir.encodings.float8 import Float8
+from halfbyte.ir.encodings.fp4 import Float4
 from halfbyte.ir.encodings.ggml_blocks import SmallBlock
+from halfbyte.ir.encodings.nf4 import Quantile4
 
 Float32 = NDArray[np.float32]
 Codes = NDArray[np.int16]
@@ -140,11 +143,27 @@ def column_grid(encoding: Encoding, scales: Scales, columns: int) -> ColumnGrid 
     if isinstance(encoding, SmallBlock):
         stored = np.array(encoding.LEVELS, np.int32)
         return ColumnGrid(scale, group, zero=zero, levels=stored.astype(np.float32), stored=stored)
+    if isinstance(encoding, (Float8, Float4)):
+        assert encoding.codebook is not None
+        levels = np.array(encoding.codebook.levels, np.float32)
+        stored, bounds = levels.astype(np.int32), _even_bounds(levels)
+        return ColumnGrid(scale, group, levels=levels, bounds=bounds, stored=stored)
+    if isinstance(encoding, Quantile4):
+        levels = np.ascontiguousarray(encoding.levels, np.float32)
+        bounds = np.nextafter((levels[1:] + levels[:-1]) / 2, np.float32(-np.inf))
+        return ColumnGrid(scale, group, levels=levels, bounds=bounds)
     grid = encoding.grid
     if grid is None:
         return None
     fractional = scales.zero_point is not None and scales.zero_point.dtype.kind == "f"
     return ColumnGrid(scale, group, grid.low, grid.high, zero, offset, fractional)
+
+
+def _even_bounds(levels: Float32) -> Float32:
+    """Return the bounds of small floats, whose ties go to the level an even way from 0."""
+    middles = (levels[1:] + levels[:-1]) / np.float32(2)
+    from_zero = np.arange(len(middles)) - int(np.searchsorted(levels, 0))
+    return np.where(from_zero % 2, np.nextafter(middles, np.float32(-np.inf)), middles)
 
 
 def _columns_first(
