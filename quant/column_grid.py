@@ -163,7 +163,9 @@ def _even_bounds(levels: Float32) -> Float32:
     """Return the bounds of small floats, whose ties go to the level an even way from 0."""
     middles = (levels[1:] + levels[:-1]) / np.float32(2)
     from_zero = np.arange(len(middles)) - int(np.searchsorted(levels, 0))
-    return np.where(from_zero % 2, np.nextafter(middles, np.float32(-np.inf)), middles)
+    below = np.nextafter(middles, np.float32(-np.inf))
+    bounds: Float32 = np.where(from_zero % 2, below, middles)
+    return bounds
 
 
 def _columns_first(

@@ -48,7 +48,7 @@ def grids(columns: int, rows: int, rng: np.random.Generator) -> Iterator[ColumnG
     yield ColumnGrid(scale, group, levels=levels)
     bounds = np.nextafter((levels[1:] + levels[:-1]) / 2, np.float32(-np.inf))
     yield ColumnGrid(scale, group, zero=zero, levels=levels, bounds=bounds)
-    many = np.cumsum(rng.integers(1, 4, 203)).astype(np.float32) / 4 - 50
+    many = (np.cumsum(rng.integers(1, 4, 203)) / 4 - 50).astype(np.float32)
     yield ColumnGrid(scale, group, levels=many)
 
 
