@@ -89,6 +89,8 @@ def show_report(report: ConvertReport, as_json: bool, quiet: bool) -> None:
         f"{report.output}: {size_text(report.bytes)}{parts} in {report.seconds:.1f} s, "
         f"peak anonymous memory {memory}"
     )
+    if report.calibration is not None:
+        print(report.calibration)
     if report.pushed_to:
         print(f"uploaded to {report.pushed_to}")
 

@@ -39,6 +39,19 @@ class CalibrationReport:
     largest: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    @property
+    def error_ratio(self) -> float | None:
+        """Return the mean over the weights of error / rtn_error, None where none is known."""
+        known = [w.error / w.rtn_error for w in self.weights if w.error is not None and w.rtn_error]
+        return sum(known) / len(known) if known else None
+
+    def __str__(self) -> str:
+        """Return one line for a user."""
+        ratio = self.error_ratio
+        told = "" if ratio is None else f", output error {100 * ratio:.0f} % of plain rounding's"
+        solved = sum(weight.error is not None for weight in self.weights)
+        return f"{self.method} on {self.samples} samples: {solved} weights{told}"
+
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable form."""
         return {

@@ -41,7 +41,7 @@ def work_folder(output: Path, needed: bool) -> Iterator[Path | None]:
     """Yield a folder beside the output for files that a calibration makes, None if not needed.
 
     Raises:
-        HalfbyteError: the output's folder does not exist.
+        HalfbyteError: the output could not be written there.
     """
     if not needed:
         yield None
@@ -50,6 +50,8 @@ def work_folder(output: Path, needed: bool) -> Iterator[Path | None]:
         raise HalfbyteError(
             f"{output}: folder {str(output.parent)!r} does not exist; create it or write elsewhere"
         )
+    if output.is_dir() and any(output.iterdir()):
+        raise HalfbyteError(f"{output}: is a folder with content; name a new file or folder")
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         yield Path(folder)
 

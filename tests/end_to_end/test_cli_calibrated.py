@@ -120,6 +120,7 @@ def test_saved_statistics_take_the_place_of_a_text(
     options = ("--type", "Q4_0", "--method", "gptq", "--stats", stats)
     found = cli("quantize", sources["hf"], output, *options)
     assert found.code == 0 and "statistics of the float model" in found.err
+    assert "gptq on 12 samples: 15 weights, output error " in found.out
     line = fails("quantize", sources["mixtral"], output, *options)
     assert "statistics of another model" in line
 
@@ -140,5 +141,7 @@ def test_what_is_missing_is_said(
     line = fails("quantize", sources["gguf"], tmp_path / "no" / "out.gguf", *asked, "--calib", text)
     assert "does not exist" in line
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+    line = fails("quantize", sources["gguf"], tmp_path, *asked, "--calib", text)
+    assert "is a folder with content" in line
     found = cli("quantize", sources["gguf"], *asked, "--dry-run")
     assert found.code == 0 and "would write" in found.out

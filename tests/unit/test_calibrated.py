@@ -12,7 +12,9 @@ import pytest
 from halfbyte.converters import get_format
 from halfbyte.converters.architectures import ARCHITECTURES
 from halfbyte.errors import HalfbyteError
+from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph, Value
 from halfbyte.ir.model import Model
+from halfbyte.ir.profile import MATRIX
 from halfbyte.ir.tensor import tensor_from_array
 from halfbyte.quant.calibrated import CalibrationOptions, CalibrationReport, quantize_calibrated
 from halfbyte.quant.calibration.batches import Batches, input_batches, token_batches
@@ -269,3 +271,45 @@ def test_inputs_by_name(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
         run(model, input_batches([{"input_ids": ids, "pixels": ids}]), tmp_path)
     _, report = run(replace(model), input_batches([{"input_ids": ids}]), tmp_path)
     assert all("only 10 rows" in w.note for w in report.weights if w.tokens == 10)
+
+
+def plain_build(model: Model) -> Graph:
+    """Return a graph of two products with a stored matrix and one inside a branch."""
+    graph = Graph("plain")
+    x = graph.add_input("x", "float32", ["n", 64])
+
+    def constant(name: str) -> Value:
+        return graph.add_constant(model.weights[name])
+
+    up = graph.add("Linear", [x, constant("up")], domain=HALFBYTE_DOMAIN)
+    act = graph.add("Relu", [up], since_version=14)
+    down = graph.add("Linear", [act, constant("down")], domain=HALFBYTE_DOMAIN)
+    inner = Graph("branch")
+    given = inner.add_input("given", "float32", ["n", 64])
+    held = inner.add_constant(model.weights["hidden"])
+    inner.outputs = [inner.add("Linear", [given, held], domain=HALFBYTE_DOMAIN)]
+    yes = graph.add_constant(tensor_from_array("yes", np.array(True)), fixed=True)
+    branch = graph.add(
+        "If", [yes, down], since_version=25, captures=1, then_branch=inner, else_branch=inner.copy()
+    )
+    graph.outputs = [branch]
+    return graph
+
+
+def test_plain_graphs_and_branches(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
+    generator = np.random.default_rng(3)
+    weights = {}
+    for name, shape in (("up", (96, 64)), ("down", (64, 96)), ("hidden", (32, 64))):
+        values = generator.standard_normal(shape).astype(np.float32)
+        weights[name] = replace(tensor_from_array(name, values), kind=MATRIX)
+    model = Model(weights, build=plain_build)
+    samples = [{"x": generator.standard_normal((n, 64)).astype(np.float32)} for n in (20, 50)]
+    plan = make_plan(model, get_format("onnx").profile(), "int4-g32")
+    made, report = quantize_calibrated(
+        model, plan, parse_method("gptq"), input_batches(samples),
+        CalibrationOptions(tmp_path, threads=1), SOLVER,
+    )  # fmt: skip
+    methods = {weight.name: (weight.method, weight.tokens) for weight in report.weights}
+    assert methods == {"up": ("gptq", 70), "down": ("gptq", 70), "hidden": ("rtn", 0)}
+    (result,) = Session(made).run(samples[0]).values()
+    assert result.shape == (20, 32)
