@@ -24,7 +24,8 @@ def unpack_whole(words: Array, bits: int, columns: int) -> NDArray[np.uint8]:
     unsigned = np.ascontiguousarray(words).view(np.uint32)
     shifts = np.arange(codes_in(bits), dtype=np.uint32) * np.uint32(bits)
     lanes = (unsigned[:, :, None] >> shifts) & np.uint32((1 << bits) - 1)
-    return lanes.reshape(len(words), -1)[:, :columns].astype(np.uint8)
+    codes: NDArray[np.uint8] = lanes.reshape(len(words), -1)[:, :columns].astype(np.uint8)
+    return codes
 
 
 @dataclass(frozen=True)
