@@ -64,6 +64,7 @@ class Walk:
     reports: dict[str, WeightReport] = field(default_factory=dict)
     largest: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
     advance: Progress | None = None
 
     @cached_property
@@ -156,7 +157,7 @@ class Walk:
                         held = self.divisors.get(name)
                         self.divisors[name] = divisor if held is None else held * divisor
                     inputs = [_divided(x, folded.divisors.get(x.x.name)) for x in inputs]
-                    self.warnings += folded.notes
+                    self.left |= folded.left
                 self._weigh(piece, inputs)
                 if stream is not None:
                     stream.release(piece)
@@ -317,6 +318,12 @@ class Walk:
                     f"{x}: activations reach {value:.3g}, float16 ends at 65504; mind it when "
                     "they are to be quantized or run in float16"
                 )
+        reasons: dict[str, list[str]] = {}
+        for x, reason in self.left.items():
+            reasons.setdefault(reason, []).append(x)
+        for reason, inputs in reasons.items():
+            more = f" and {len(inputs) - 1} others" if len(inputs) > 1 else ""
+            self.warnings.append(f"no factors on {inputs[0]}{more}: {reason}")
         noted: dict[str, list[str]] = {}
         for report in order:
             if report.note and report.method == self.chain.rounding:

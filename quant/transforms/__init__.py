@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from halfbyte.ir.graph import Graph, Value
     from halfbyte.ir.model import Model
     from halfbyte.ir.tensor import Tensor
+    from halfbyte.quant.calibration.statistics import WeightStatistics
     from halfbyte.quant.solver import Solver
 
 TRANSFORMS: dict[str, str] = {
@@ -61,21 +62,6 @@ class TransformOptions:
     seed: int = 0
 
 
-class Moments(Protocol):
-    """What transforms read of the statistics of one input of `count` rows.
-
-    hessian: float64 [K, K], the sum of x x^T, or None; squares, absolute: float64 [K], the sums of
-    x^2 and |x|; low, high: float32 [K].
-    """
-
-    hessian: NDArray[np.float64] | None
-    squares: NDArray[np.float64]
-    absolute: NDArray[np.float64]
-    low: NDArray[np.float32]
-    high: NDArray[np.float32]
-    count: int
-
-
 @dataclass(frozen=True)
 class LinearInput:
     """A value that linear layers read, and its statistics.
@@ -85,7 +71,7 @@ class LinearInput:
     """
 
     x: Value
-    statistics: Moments | Sequence[Moments | None]
+    statistics: WeightStatistics
 
 
 @dataclass(frozen=True)
@@ -93,13 +79,13 @@ class Folded:
     """What a transform made of a layer.
 
     weights: replaced weights by name of their constant in the graph. divisors: float32 [K], or
-    [experts, K], by name of the value that is now divided by it. notes: what was left alone and
-    why, for the report.
+    [experts, K], by name of the value that is now divided by it. left: inputs that could take no
+    factors, and why.
     """
 
     weights: dict[str, Tensor] = field(default_factory=dict)
     divisors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    left: dict[str, str] = field(default_factory=dict)
 
 
 class LayerTransform(Protocol):

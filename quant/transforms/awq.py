@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.graph import Graph
+from halfbyte.quant.calibration.statistics import InputStatistics
 from halfbyte.quant.solver import Solver
 from halfbyte.quant.transforms import Folded, LinearInput, TransformOptions
 from halfbyte.quant.transforms.clip import clipped
@@ -67,14 +68,15 @@ def best_divisors(
     mean = known.moments.absolute / max(known.moments.count, 1)
     if not np.isfinite(mean).all() or not mean.any():
         return None
-    trials = [_Trial(matrix, known, options.search_rows, solver) for matrix in known.matrices]
+    errors = _Errors(solver)
+    trials = [_Trial(matrix, known, options.search_rows, errors) for matrix in known.matrices]
     share = _weight_shares(trials)
     tried = candidates(by_source(mean, group), by_source(share, group), options.grid)
     listed = [keep(divisors) for divisors in tried]
     if sum(len(trial.rows) for trial in trials) > 2 * SCREEN_ROWS and options.search_rows:
-        few = [_Trial(matrix, known, SCREEN_ROWS, solver) for matrix in known.matrices]
-        errors = [_total(few, divisors[group.source.channels]) for divisors in listed]
-        listed = [listed[place] for place in np.argsort(errors, kind="stable")[:FINALISTS]]
+        few = [_Trial(matrix, known, SCREEN_ROWS, errors) for matrix in known.matrices]
+        ranks = [_total(few, divisors[group.source.channels]) for divisors in listed]
+        listed = [listed[place] for place in np.argsort(ranks, kind="stable")[:FINALISTS]]
     best, least = None, _total(trials, None)
     for divisors in listed:
         error = _total(trials, divisors[group.source.channels])
@@ -95,17 +97,31 @@ def candidates(mean: Float64, share: Float64, grid: int) -> Iterator[Float]:
             yield np.where(live, found / middle, 1.0).astype(np.float32)
 
 
+class _Errors:
+    """Output errors, one for each statistics: matrices that meet the same inputs share theirs."""
+
+    def __init__(self, solver: Solver) -> None:
+        self._solver = solver
+        self._made: dict[int, OutputError] = {}
+
+    def of(self, moments: InputStatistics) -> OutputError:
+        """Return the output error of inputs with these moments."""
+        if id(moments) not in self._made:
+            self._made[id(moments)] = OutputError(moments, self._solver)
+        return self._made[id(moments)]
+
+
 class _Trial:
     """Rows of one matrix, rounded with this or that divisor."""
 
-    def __init__(self, matrix: Matrix, known: GroupInput, sampled: int, solver: Solver) -> None:
+    def __init__(self, matrix: Matrix, known: GroupInput, sampled: int, errors: _Errors) -> None:
         total = sum(other.rows for other in known.matrices)
         wanted = -(-sampled * matrix.rows // total) if sampled else total
         self.rows = matrix.sample(wanted)
         self.weight = matrix.rows / len(self.rows)
         self.encoding = matrix.encoding
         assert matrix.moments is not None
-        self.error = OutputError(matrix.moments, solver)
+        self.error = errors.of(matrix.moments)
 
     def loss(self, divisor: Float | None) -> float:
         """Return the output error of the whole matrix with x divided by `divisor` [K]."""

@@ -20,8 +20,9 @@ from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.graph import Graph, Value
 from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import Tensor
+from halfbyte.quant.calibration.statistics import InputStatistics
 from halfbyte.quant.solver import Solver
-from halfbyte.quant.transforms import Folded, LinearInput, Moments
+from halfbyte.quant.transforms import Folded, LinearInput
 from halfbyte.quant.transforms.fold import weight_of
 from halfbyte.quant.transforms.groups import EXPERT_LINEAR, LINEAR
 from halfbyte.quant.transforms.rounding import OutputError, group_width, try_rounded
@@ -42,17 +43,17 @@ def clipped(
 ) -> Folded:
     """Return `folded` with the weights of linear layers limited group by group."""
     weights = dict(folded.weights)
-    by_expert = {entry.x for entry in inputs if isinstance(entry.statistics, Sequence)}
+    by_expert = {entry.x for entry in inputs if isinstance(entry.statistics, list)}
     for entry in inputs:
         each, divisor = entry.statistics, folded.divisors.get(entry.x.name)
         ops = {LINEAR, EXPERT_LINEAR} - ({EXPERT_LINEAR} if entry.x in by_expert else set())
-        if isinstance(each, Sequence):
+        if isinstance(each, list):
             ops = {EXPERT_LINEAR}
         for name in _readers(entry.x, ops):
             tensor, encoding = weight_of(graph, weights, name), encodings.get(name)
             if not isinstance(encoding, Affine) or tensor.role in LEFT:
                 continue
-            moments = each if isinstance(each, Sequence) else [each]
+            moments = each if isinstance(each, list) else [each]
             low, high = _limits(tensor, encoding, moments, divisor, solver)
             width = group_width(encoding, tensor.columns)
             weights[name] = changed(tensor, Change(low=low, high=high, group_size=width))
@@ -74,7 +75,7 @@ def _readers(x: Value, ops: set[str]) -> list[str]:
 def _limits(
     tensor: Tensor,
     encoding: Affine,
-    moments: Sequence[Moments | None],
+    moments: Sequence[InputStatistics | None],
     divisor: Float | None,
     solver: Solver,
 ) -> tuple[Float, Float]:

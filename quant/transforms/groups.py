@@ -63,14 +63,14 @@ class Group:
         return (*self.source.vectors, *self.source.rows, *self.readers)
 
 
-def find_groups(graph: Graph, values: Iterable[Value]) -> tuple[list[Group], list[str]]:
-    """Return a group for each value that has one, and for the others why not."""
-    groups, reasons = [], []
+def find_groups(graph: Graph, values: Iterable[Value]) -> tuple[list[Group], dict[str, str]]:
+    """Return a group for each value that has one, and for the others by name why not."""
+    groups, reasons = [], {}
     for x in values:
         try:
             groups.append(_group(graph, x))
         except NoSource as reason:
-            reasons.append(f"{x.name}: {reason}")
+            reasons[x.name] = str(reason)
     return groups, reasons
 
 
@@ -82,11 +82,11 @@ def _group(graph: Graph, x: Value) -> Group:
     for node, index in x.uses:
         weight = node.inputs[1] if len(node.inputs) > 1 else None
         if node.op not in (LINEAR, EXPERT_LINEAR) or index or weight is None:
-            raise NoSource(f"{node.label} reads it too")
+            raise NoSource(f"{node.op} reads it too")
         if weight.constant is None:
-            raise NoSource(f"the weight of {node.label} is no constant")
+            raise NoSource(f"the weight of {node.op} is no constant")
         if any(user not in nodes or place != 1 for user, place in weight.uses):
-            raise NoSource(f"weight {weight.name!r} is used elsewhere too")
+            raise NoSource("a weight that reads it is used elsewhere too")
         readers[weight.name] = None
     source = _source(graph, x)
     if source.experts and not all(_same_choice(node, x) for node in nodes):
@@ -114,7 +114,7 @@ def _maker(value: Value) -> Node | None:
 
 def _only_use(graph: Graph, value: Value) -> None:
     if value in graph.outputs or len(value.uses) > 1:
-        raise NoSource(f"{value.name} is read more than once before it")
+        raise NoSource("what makes it is read elsewhere too")
 
 
 def _vector(value: Value | None, size: int) -> str | None:
@@ -147,7 +147,7 @@ def _source(graph: Graph, x: Value) -> Source:
         return _split(graph, node, x, size)
     if node.op == "CachedAttention":
         return _attention(graph, node, size)
-    raise NoSource(f"{node.label} takes no factors")
+    raise NoSource(f"{node.op} takes no factors")
 
 
 def _through(graph: Graph, value: Value | None) -> Source:
@@ -160,20 +160,20 @@ def _norm(node: Node, size: int) -> Source:
     names = [_vector(value, size) for value in node.inputs[1:] if value is not None]
     found = tuple(name for name in names if name is not None)
     if not found or len(found) < len(names) or node.attributes.get("axis", -1) != -1:
-        raise NoSource(f"{node.label} has no scale of its own for each channel")
+        raise NoSource(f"{node.op} has no scale of its own for each channel")
     return Source(size, np.arange(size), found)
 
 
 def _linear(node: Node, size: int) -> Source:
     weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
     if weight is None or weight.constant is None or len(weight.uses) != 1:
-        raise NoSource(f"the weight of {node.label} is used elsewhere too")
+        raise NoSource(f"the weight of {node.op} is used elsewhere too")
     if node.op == EXPERT_LINEAR:
         count = weight.constant.shape[0]
         return Source(size, np.arange(size), rows=(weight.name,), experts=count)
     name = None if bias is None else _vector(bias, size)
     if bias is not None and name is None:
-        raise NoSource(f"the bias of {node.label} is used elsewhere too")
+        raise NoSource(f"the bias of {node.op} is used elsewhere too")
     return Source(size, np.arange(size), () if name is None else (name,), (weight.name,))
 
 
@@ -186,10 +186,10 @@ def _elementwise(graph: Graph, node: Node, size: int) -> Source:
     vector = _vector(second, size) if first.constant is None else None
     if node.op == "Add":
         if vector is None:
-            raise NoSource(f"{node.label} adds what takes no factors")
+            raise NoSource(f"{node.op} adds what takes no factors")
         below = _through(graph, first)
         if below.size != size or below.start or below.experts:
-            raise NoSource(f"{node.label} adds a vector that others do not share")
+            raise NoSource(f"{node.op} adds a vector that others do not share")
         return replace(below, vectors=(*below.vectors, vector))
     if vector is not None:
         return Source(size, np.arange(size), (vector,))
@@ -200,7 +200,7 @@ def _elementwise(graph: Graph, node: Node, size: int) -> Source:
                 return _through(graph, value)
         except NoSource as reason:
             reasons.append(str(reason))
-    raise NoSource(reasons[0] if reasons else f"{node.label} takes no factors")
+    raise NoSource(reasons[0] if reasons else f"{node.op} takes no factors")
 
 
 def _distance(value: Value) -> int:
@@ -218,12 +218,12 @@ def _split(graph: Graph, node: Node, x: Value, size: int) -> Source:
     axis = node.attributes.get("axis", 0)
     last = value is not None and value.shape is not None and axis in (-1, len(value.shape) - 1)
     if not last or not all(isinstance(width, int) for width in widths):
-        raise NoSource(f"{node.label} cuts something else than channels of known width")
+        raise NoSource(f"{node.op} cuts something else than channels of known width")
     whole = sum(width for width in widths if isinstance(width, int))
     before = widths[: node.outputs.index(x)]
     below = _through(graph, value)
     if not below.rows or below.experts or below.size != whole or below.start:
-        raise NoSource(f"{node.label} cuts what is no linear layer")
+        raise NoSource(f"{node.op} cuts what is no linear layer")
     start = sum(width for width in before if isinstance(width, int))
     return replace(below, size=size, channels=np.arange(size), start=start)
 
@@ -234,6 +234,6 @@ def _attention(graph: Graph, node: Node, size: int) -> Source:
     below = _through(graph, values)
     width = size // heads
     if below.experts or len(below.channels) != width * groups:
-        raise NoSource(f"{node.label} mixes what no linear layer makes")
+        raise NoSource(f"{node.op} mixes what no linear layer makes")
     head, place = np.divmod(np.arange(size), width)
     return replace(below, channels=below.channels[head // (heads // groups) * width + place])

@@ -74,7 +74,7 @@ class Turn:
     @classmethod
     def random(cls, size: int, generator: np.random.Generator) -> Turn:
         """Return the matrix of a size with signs from a generator."""
-        signs = 1.0 - 2.0 * generator.integers(0, 2, size)
+        signs = np.where(generator.integers(0, 2, size) == 1, -1.0, 1.0)
         return cls(signs, *block_order(size))
 
     @property
@@ -92,7 +92,8 @@ class Turn:
             matrix = core(self.order)
             assert matrix is not None
             turned = _mixed(matrix, turned)
-        return turned.reshape(count, size) / np.sqrt(self.block)
+        scaled: NDArray[np.float64] = turned.reshape(count, size) / np.sqrt(self.block)
+        return scaled
 
     def columns(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """Return R V of `values` V [size, n]."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.graph import Graph
 from halfbyte.ir.tensor import Tensor
-from halfbyte.quant.transforms import LinearInput, Moments
+from halfbyte.quant.calibration.statistics import InputStatistics, pooled
+from halfbyte.quant.transforms import LinearInput
 from halfbyte.quant.transforms.fold import stored_encoding, weight_of
 from halfbyte.quant.transforms.groups import EXPERT_LINEAR, Group
 
@@ -31,15 +32,18 @@ class Matrix:
     start: int
     rows: int
     encoding: Encoding
-    moments: Moments | None
+    moments: InputStatistics | None
 
     def sample(self, wanted: int) -> Float:
         """Return `wanted` rows at even distances, all if it has no more."""
-        values = self.tensor.float32(self.start, self.start + self.rows)
-        if wanted >= self.rows:
-            return np.ascontiguousarray(values)
-        places = np.arange(wanted) * self.rows // wanted
-        return np.ascontiguousarray(values[places])
+        wanted = min(wanted, self.rows)
+        places = self.start + np.arange(wanted) * self.rows // max(wanted, 1)
+        pieces = []
+        for low, high in self.tensor.row_ranges():
+            inside = places[(places >= low) & (places < high)]
+            if len(inside):
+                pieces.append(self.tensor.float32(low, high)[inside - low])
+        return np.ascontiguousarray(np.concatenate(pieces))
 
 
 @dataclass(frozen=True)
@@ -50,20 +54,8 @@ class GroupInput:
     """
 
     matrices: tuple[Matrix, ...]
-    moments: Moments
+    moments: InputStatistics
     expert: int | None = None
-
-
-@dataclass(frozen=True)
-class Summed:
-    """Moments of several experts' rows together."""
-
-    hessian: Float64 | None
-    squares: Float64
-    absolute: Float64
-    low: Float
-    high: Float
-    count: int
 
 
 def gathered(
@@ -77,12 +69,12 @@ def gathered(
 
     Entries without statistics or without a matrix to quantize are left out.
     """
-    plain: Moments | None = None
-    each: Sequence[Moments | None] = ()
+    plain: InputStatistics | None = None
+    each: Sequence[InputStatistics | None] = ()
     for entry in inputs:
         if entry.x is not group.x:
             continue
-        if isinstance(entry.statistics, Sequence):
+        if isinstance(entry.statistics, list):
             each = entry.statistics
         else:
             plain = entry.statistics
@@ -111,26 +103,17 @@ def gathered(
     return [GroupInput(known, whole)] if known and whole is not None else []
 
 
-def _summed(each: Sequence[Moments | None]) -> Moments | None:
-    found = [moments for moments in each if moments is not None]
-    if not found:
-        return None
-    return Summed(
-        None,
-        np.sum([m.squares for m in found], axis=0),
-        np.sum([m.absolute for m in found], axis=0),
-        np.min([m.low for m in found], axis=0),
-        np.max([m.high for m in found], axis=0),
-        sum(m.count for m in found),
-    )
+def _summed(each: Sequence[InputStatistics | None]) -> InputStatistics | None:
+    return pooled([None if known is None else known.light() for known in each])
 
 
 def by_source(values: Float64, group: Group) -> Float64:
     """Return the mean of `values` [K] over the channels that share a divisor: [size]."""
     size, channels = group.source.size, group.source.channels
     counts = np.bincount(channels, minlength=size)
-    sums: Float64 = np.bincount(channels, values, minlength=size)
-    return sums / np.maximum(counts, 1)
+    sums = np.bincount(channels, values, minlength=size)
+    means: Float64 = sums.astype(np.float64) / np.maximum(counts, 1)
+    return means
 
 
 def largest_by_source(values: Float64, group: Group) -> Float64:

@@ -28,14 +28,13 @@ def fold_layer(
     choose: Choose,
 ) -> Folded:
     """Return the layer's weights with the divisors that `choose` gives for each group."""
-    groups, reasons = find_groups(graph, dict.fromkeys(entry.x for entry in inputs))
+    groups, left = find_groups(graph, dict.fromkeys(entry.x for entry in inputs))
     weights: dict[str, Tensor] = {}
     divisors: dict[str, Float] = {}
-    notes = [f"no factors on {reason}" for reason in reasons]
     for group in groups:
         kept = [name for name in group.members if _keeps_codes(graph, name, encodings)]
         if kept:
-            notes.append(f"no factors on {group.x.name}: {kept[0]!r} keeps its codes")
+            left[group.x.name] = "a weight around it keeps its codes"
             continue
         known = gathered(graph, weights, group, inputs, encodings)
         found = _chosen(graph, weights, group, known, encodings, choose)
@@ -43,7 +42,7 @@ def fold_layer(
             continue
         weights |= fold(graph, weights, group, found, encodings)
         divisors[group.x.name] = channel_divisors(group, found)
-    return Folded(weights, divisors, tuple(notes))
+    return Folded(weights, divisors, left)
 
 
 def _keeps_codes(graph: Graph, name: str, encodings: Mapping[str, Encoding]) -> bool:

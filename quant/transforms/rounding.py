@@ -9,8 +9,8 @@ from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings.affine import Affine
 from halfbyte.ir.encodings.encoding import Encoding, Unpacked
 from halfbyte.ir.encodings.grid import values_of
+from halfbyte.quant.calibration.statistics import InputStatistics
 from halfbyte.quant.solver import Solver
-from halfbyte.quant.transforms import Moments
 
 Float = NDArray[np.float32]
 
@@ -36,7 +36,7 @@ class OutputError:
     With the hessian it is trace(D H D^T) of the weights' change D; without, that of H's diagonal.
     """
 
-    def __init__(self, moments: Moments, solver: Solver) -> None:
+    def __init__(self, moments: InputStatistics, solver: Solver) -> None:
         """Take H, or the squares where it was not gathered."""
         self.squares = moments.squares.astype(np.float32)
         hessian = moments.hessian

@@ -57,7 +57,7 @@ def layer_inputs(model: Model, ids: NDArray[np.int64], layer: int | None = 0) ->
         if experts:
             weight = experts[0].inputs[1]
             assert weight is not None and weight.constant is not None
-            found.append(LinearInput(x, _each(*rows, weight.constant.shape[0])))
+            found.append(LinearInput(x, _each(rows[0], rows[1], weight.constant.shape[0])))
     return found
 
 

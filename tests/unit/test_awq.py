@@ -35,7 +35,7 @@ def loud_rows(count: int, columns: int, seed: int) -> NDArray[np.float32]:
     rows = mixed @ generator.standard_normal((columns // 2, columns)) / np.sqrt(columns / 2)
     rows += 0.3 * generator.standard_normal(rows.shape)
     rows[:, generator.choice(columns, 4, replace=False)] *= 20
-    return rows.astype(np.float32)
+    return np.asarray(rows, np.float32)
 
 
 class Site:
@@ -264,7 +264,7 @@ def layer_encodings(model: Model, encoding: Encoding) -> dict[str, Encoding]:
         node.inputs[1].name: encoding
         for node in model.graph.nodes
         if node.op in ("Linear", "ExpertLinear") and node.layer is not None and node.inputs[1]
-        and not (node.inputs[1].constant.role or "").endswith("router")
+        and not str(getattr(node.inputs[1].constant, "role", "")).endswith("router")
     }  # fmt: skip
 
 

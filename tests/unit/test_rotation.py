@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from halfbyte.errors import UnsupportedError
 from halfbyte.ir.roles import Role
+from halfbyte.ir.tensor import tensor_from_array
 from halfbyte.quant.transforms import TransformOptions
 from halfbyte.quant.transforms.hadamard import Turn, block_order, core
 from halfbyte.quant.transforms.rotation import SEED_KEY, Rotation
@@ -82,18 +81,12 @@ def test_outliers_of_the_stream_are_spread() -> None:
     values = table.numpy().copy()
     values[:, 7] *= 100
     loud = model.with_weights(
-        {**model.weights, table.name: replace(_dense(table.name, values), role=table.role)}
+        {**model.weights, table.name: tensor_from_array(table.name, values).identified(table.key)}
     )
     made = Rotation().rewrite(loud, TransformOptions()).model
     before, after = (m.weights[table.name].float32() for m in (loud, made))
     assert np.abs(after).max() < 0.5 * np.abs(before).max()
     np.testing.assert_allclose(np.square(after).sum(1), np.square(before).sum(1), rtol=1e-5)
-
-
-def _dense(name: str, values: np.ndarray) -> object:
-    from halfbyte.ir.tensor import tensor_from_array
-
-    return tensor_from_array(name, values)
 
 
 def test_rows_may_be_read_in_any_ranges() -> None:
