@@ -268,7 +268,7 @@ class Float8(Encoding):
     def decode(self, parts: Parts, columns: int) -> Float:
         """Return float32 values [rows, columns]; NaN codes give NaN."""
         scales = Scales(self._real(np.asarray(parts["scales"])), self.group_size or max(columns, 1))
-        values = _VALUES[np.ascontiguousarray(parts["codes"]).view(np.uint8)]
+        values: Float = _VALUES[np.ascontiguousarray(parts["codes"]).view(np.uint8)]
         if scales.scale.shape[1] == 1:
             values *= scales.scale
         else:

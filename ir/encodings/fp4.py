@@ -198,11 +198,12 @@ class Float4(Encoding):
             weight = importance.astype(np.float32).reshape(1, -1, self.GROUP)
         errors = []
         for scale in candidates:
-            steps = _divided(grouped, scale[..., None] / 2)
+            steps = _divided(grouped, scale[..., None] / np.float32(2))
             gap = (nearest_doubled(steps) - steps) * _divided(scale, candidates[0])[..., None]
             squares = gap * gap if weight is None else gap * gap * weight
             errors.append(ordered_sum(squares.reshape(-1, self.GROUP).T).reshape(scale.shape))
-        return np.argmin(np.stack(errors), axis=0)
+        best: NDArray[np.intp] = np.argmin(np.stack(errors), axis=0)
+        return best
 
     def encode(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
         """Return the parts for rows [rows, columns] float32: `fit`, then `assign`."""
@@ -213,7 +214,8 @@ class Float4(Encoding):
         """Return float32 values [rows, columns]; a NaN scale gives NaN."""
         scale = self._scale_values(parts) / np.float32(2)
         codes = self._grouped(_SIGNED[unpack_low_first(np.asarray(parts["codes"]))])
-        return (codes * scale[..., None]).reshape(len(codes), columns)
+        values: Float = (codes * scale[..., None]).reshape(len(codes), columns)
+        return values
 
     @abstractmethod
     def _scale_values(self, parts: Parts) -> Float:
@@ -238,7 +240,8 @@ def unpack_low_first(packed: Array) -> NDArray[np.uint8]:
 
 def pack_low_first(nibbles: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the bytes that `unpack_low_first` reads."""
-    return nibbles[:, ::2] | (nibbles[:, 1::2] << np.uint8(4))
+    packed: NDArray[np.uint8] = nibbles[:, ::2] | (nibbles[:, 1::2] << np.uint8(4))
+    return packed
 
 
 @dataclass(frozen=True)
@@ -359,7 +362,8 @@ class ScaledFloat4(Float4):
 
     def measure(self, rows: Float) -> Float:
         """Return the largest magnitude [1]."""
-        return np.abs(rows).max(initial=0).reshape(1).astype(np.float32)
+        largest: Float = np.abs(rows).max(initial=0).reshape(1).astype(np.float32)
+        return largest
 
     def fit(self, rows: Float, importance: Float | None = None) -> Scales:
         """Choose the scales as the module says, the rows being a whole matrix.

@@ -252,4 +252,5 @@ def pack_high_first(nibbles: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the bytes that `unpack_high_first` reads; the last low nibble may be 0."""
     if nibbles.shape[1] % 2:
         nibbles = np.pad(nibbles, ((0, 0), (0, 1)))
-    return (nibbles[:, ::2] << np.uint8(4)) | nibbles[:, 1::2]
+    packed: NDArray[np.uint8] = (nibbles[:, ::2] << np.uint8(4)) | nibbles[:, 1::2]
+    return packed

@@ -18,7 +18,8 @@ _POWERS = np.append(_POWERS, np.float32(np.nan))
 
 def power_scales(stored: Array) -> Float:
     """Return what the bytes mean, float32 of the same shape; byte 255 gives NaN."""
-    return _POWERS[stored]
+    scale: Float = _POWERS[stored]
+    return scale
 
 
 def power_bytes(scale: Float, name: str) -> NDArray[np.uint8]:
@@ -46,4 +47,5 @@ def powers_above(largest: Float, reach: float, lowest: int = -110) -> Float:
     power = np.maximum(np.where(largest > 0, power, lowest), lowest)
     scale = np.ldexp(np.float32(1), power)
     short = largest > np.float32(reach) * scale
-    return np.where(short, scale * np.float32(2), scale).astype(np.float32)
+    found: Float = np.where(short, scale * np.float32(2), scale).astype(np.float32)
+    return found

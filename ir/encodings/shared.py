@@ -13,7 +13,8 @@ Float = NDArray[np.float32]
 def largest_per_group(rows: Float, group_size: int) -> Float:
     """Return the largest magnitude of each group: [rows, columns] to [rows, groups]."""
     if not group_size or group_size >= rows.shape[1]:
-        return np.abs(rows).max(axis=1, initial=0, keepdims=True)
+        whole: Float = np.abs(rows).max(axis=1, initial=0, keepdims=True)
+        return whole
     starts = np.arange(0, group_count(rows.shape[1], group_size) * group_size, group_size)
     largest: Float = np.maximum.reduceat(np.abs(rows), starts, axis=1)
     return largest

@@ -85,8 +85,8 @@ def _state(stored: StoredWeight) -> tuple[dict[str, Any], str]:
     except (ValueError, UnicodeDecodeError) as error:
         raise stored.found.error(name, f"is no JSON ({error}); {AGAIN}") from error
     shape = state.get("shape") if isinstance(state, dict) else None
-    whole = isinstance(shape, list) and len(shape) == 2
-    if not whole or not all(isinstance(n, int) and 0 < n < 1 << 40 for n in shape):
+    sides = shape if isinstance(shape, list) else []
+    if len(sides) != 2 or not all(isinstance(n, int) and 0 < n < 1 << 40 for n in sides):
         rule = f"names no shape of two dimensions ({shape!r}); {AGAIN}"
         raise stored.found.error(name, rule)
     if not isinstance(state.get("blocksize"), int) or state["blocksize"] < 1:

@@ -128,10 +128,9 @@ def _rescaled(tensor: Tensor, factor: np.float32) -> Part:
         block, tensor_scale = scales.read(start, stop), own.read(start, stop)
         if (tensor_scale == factor).all():
             return block
+        restated = (block.astype(np.float32) * (tensor_scale / factor)).astype(np.float32)
         try:
-            return stored_exactly(
-                block.astype(np.float32) * (tensor_scale / factor), E4M3, "scales"
-            )
+            return stored_exactly(restated, E4M3, "scales")
         except QuantizationError as error:
             rule = f"{error.rule} beside the scale of the weights it is fused with"
             raise QuantizationError(tensor.name, f"{rule}; choose mxfp4 for it") from error
