@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from halfbyte.cli.activation_options import activation_options
 from halfbyte.cli.convert import write
 from halfbyte.cli.options import quantize_options, write_options
 
@@ -21,6 +22,7 @@ from halfbyte.cli.options import quantize_options, write_options
     help="Mix or encoding of the weights, e.g. Q4_K_M, IQ3_M, Q8_0, int8, int4-g128.",
 )
 @click.option("--method", default="rtn", show_default=True, help="How codes are chosen.")
+@activation_options()
 @quantize_options()
 @write_options()
 def command(**options: Any) -> None:

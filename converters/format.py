@@ -47,7 +47,8 @@ class WriteOptions:
     """How to write: flavour after the colon of `--to`, worker threads, progress in bytes written.
 
     `shard_bytes` splits Hugging Face output; 0 writes one file. `opset` is ONNX's; None: lowest.
-    `gguf` says what a GGUF file holds beside the model, and its parts.
+    `gguf` says what a GGUF file holds beside the model, and its parts. `activations`: empty, or
+    `int8-dynamic` for products in integers where an ONNX file's weights have 8 bits.
     """
 
     flavour: str = ""
@@ -56,6 +57,7 @@ class WriteOptions:
     shard_bytes: int = 5_000_000_000
     opset: int | None = None
     gguf: GgufChoices = GgufChoices()
+    activations: str = ""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Placement:
     nodes: those with weights, in order. passing: those that pass integers on. shared: values that
     have the same range, the first of each group by each. made: values all of whose readers get
     the rounded ones; of the others only the integer operators do. ends: the values whose Relu or
-    Clip may go, and that node.
+    Clip may go, and that node. kept: how many nodes with weights stay float.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -47,6 +47,7 @@ class Placement:
     shared: dict[Value, Value] = field(default_factory=dict)
     made: set[Value] = field(default_factory=set)
     ends: dict[Value, Node] = field(default_factory=dict)
+    kept: int = 0
 
     @property
     def values(self) -> list[Value]:
@@ -141,7 +142,7 @@ def place(graph: Graph, keep_float: Iterable[str] = ()) -> Placement:
     """
     every = [node for node in graph.nodes if weight_of(node) is not None]
     kept = kept_float(every, keep_float)
-    placement = Placement(nodes=[node for node in every if node not in kept])
+    placement = Placement([node for node in every if node not in kept], kept=len(kept))
     needed = _needed(graph, placement.nodes)
     integers = set(placement.nodes)
     for node in graph.nodes:

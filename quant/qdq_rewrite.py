@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from halfbyte.ir.graph import Graph, Node, Value
 from halfbyte.ir.ops import op_spec
 from halfbyte.ir.ops.spec import UNKNOWN, Array, input_at
-from halfbyte.ir.passes.matching import new_constant
 from halfbyte.ir.passes.quantized_values import clip_limits
+from halfbyte.ir.tensor import tensor_from_array
 from halfbyte.quant.qdq_placement import Placement
 from halfbyte.quant.qdq_presets import Preset
 from halfbyte.quant.qdq_weights import Codes, bias_codes
@@ -39,10 +39,13 @@ class Layer:
 
 @dataclass
 class Rewritten:
-    """A graph and, by name of the original result, what each integer operator gives in it."""
+    """A graph, what each integer operator gives in it by the name of its result before, and the
+    encodings that weights had, by the names of their codes.
+    """
 
     graph: Graph
     results: dict[str, Value] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
 
 
 def grid_of(low: float, high: float, preset: Preset) -> Grid:
@@ -75,13 +78,21 @@ class Rewriter:
         self._constants: dict[tuple[str, bytes, str], Value] = {}
         self._weights: dict[tuple[str, str], Value] = {}
         self._flat: dict[Value, Value] = {}
+        self.codes: dict[str, Value] = {}
 
     def constant(self, stem: str, array: Array) -> Value:
         """Return a constant; equal ones of one stem are one."""
         key = stem, array.tobytes(), f"{array.dtype}{array.shape}"
         if key not in self._constants:
-            self._constants[key] = new_constant(self.graph, stem, array)
+            self._constants[key] = self.stored(stem, array)
         return self._constants[key]
+
+    def stored(self, stem: str, array: Array) -> Value:
+        """Return a new constant that is read in its own dtype."""
+        value = self.graph.add_constant(tensor_from_array(stem, array), stem, fixed=True)
+        assert value.constant is not None
+        self.graph.set_constant(value.name, value.constant.renamed(value.name))
+        return value
 
     def add(
         self, op: str, inputs: list[Value | None], name: str, like: Value, before: Node | None
@@ -119,8 +130,8 @@ class Rewriter:
             self.graph.set_input(node, index, result)
         if value in self.placement.made:
             self.graph.outputs = [result if v is twin else v for v in self.graph.outputs]
-        if source is not twin and not twin.uses and twin not in self.graph.outputs:
-            self.graph.remove(self.twins[end] if end is not None else twin.producer)  # type: ignore[arg-type]
+        if end is not None and source is not twin and twin.producer is self.twins[end]:
+            self.graph.remove(self.twins[end])
 
     def _readers(self, value: Value, twin: Value) -> list[tuple[Node, int]]:
         if value in self.placement.made:
@@ -154,12 +165,13 @@ class Rewriter:
         if key in self._weights:
             return self._weights[key]
         codes = layer.weight.codes.T if turned else layer.weight.codes
-        data = new_constant(self.graph, f"{held.name}.codes", np.ascontiguousarray(codes))
-        scale = new_constant(self.graph, f"{held.name}.scales", layer.weight.scale)
+        data = self.stored(f"{held.name}.codes", np.ascontiguousarray(codes))
+        scale = self.stored(f"{held.name}.scales", layer.weight.scale)
         zeros = np.zeros(len(layer.weight.scale), np.int8)
-        zero = new_constant(self.graph, f"{held.name}.zero_points", zeros)
-        first = self.graph.nodes[0]
-        made = self.add("DequantizeLinear", [data, scale, zero], held.name, data, first)
+        zero = self.stored(f"{held.name}.zero_points", zeros)
+        first, stem = self.graph.nodes[0], f"{held.name}.dequantized"
+        made = self.add("DequantizeLinear", [data, scale, zero], stem, data, first)
+        self.codes[data.name] = held
         assert made.producer is not None
         made.producer.attributes["axis"] = int(turned)
         self._weights[key] = made
@@ -172,10 +184,10 @@ class Rewriter:
         given = input_at(layer.node, 2)
         stem = f"{layer.node.outputs[0].name}.bias" if given is None else given.name
         scale = (layer.weight.scale * grid.scale).astype(np.float32)
-        codes = new_constant(self.graph, f"{stem}.codes", bias_codes(layer.bias, scale))
-        scales = new_constant(self.graph, f"{stem}.scales", scale)
-        zeros = new_constant(self.graph, f"{stem}.zero_points", np.zeros(len(scale), np.int32))
-        first = self.graph.nodes[0]
+        codes = self.stored(f"{stem}.codes", bias_codes(layer.bias, scale))
+        scales = self.stored(f"{stem}.scales", scale)
+        zeros = self.stored(f"{stem}.zero_points", np.zeros(len(scale), np.int32))
+        first, stem = self.graph.nodes[0], f"{stem}.dequantized"
         made = self.add("DequantizeLinear", [codes, scales, zeros], stem, codes, first)
         assert made.producer is not None
         made.producer.attributes["axis"] = 0
@@ -218,14 +230,13 @@ class Rewriter:
         new.name, old.name = old.name, new.name
         return new
 
-
     def _product(self, layer: Layer, node: Node, reads: Value, weight: Value) -> Value:
         """Return MatMul and Add in the place of a Linear."""
         old = node.outputs[0]
         new = self.add("MatMul", [reads, weight], f"{old.name}.product", old, node)
         if layer.bias is None:
             return new
-        row = new_constant(self.graph, f"{old.name}.bias", layer.bias.astype(np.float32))
+        row = self.stored(f"{old.name}.bias", layer.bias.astype(np.float32))
         return self.add("Add", [new, row], old.name, old, node)
 
     def _flattened(self, reads: Value, width: int) -> Value:
@@ -271,7 +282,20 @@ def rewritten(
         if not value.uses and value not in made.outputs:
             made.remove_constant(name)
     _keep_output_names(graph, made)
-    return Rewritten(made, results)
+    return Rewritten(made, results, _name_codes(made, rewriter.codes))
+
+
+def _name_codes(graph: Graph, codes: Mapping[str, Value]) -> dict[str, str]:
+    """Give codes the names that their weights had, where these are free."""
+    names, encodings = {}, {}
+    for name, weight in codes.items():
+        assert weight.constant is not None
+        new = name if weight.name in graph.constants else weight.name
+        names[name], encodings[new] = new, str(weight.constant.encoding)
+    graph.rename_constants(names)
+    for new in encodings:
+        graph.set_constant(new, graph.constants[new].renamed(new))
+    return encodings
 
 
 def _keep_output_names(before: Graph, after: Graph) -> None:

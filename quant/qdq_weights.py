@@ -45,10 +45,9 @@ def weight_codes(name: str, weight: Floats, limit: int, least: Floats | None = N
     return Codes(codes.reshape(weight.shape), scale)
 
 
-def least_scale(bias: Floats, data_scale: float) -> Floats:
+def least_scale(bias: NDArray[np.float64], data_scale: float) -> Floats:
     """Return the smallest scale of weights with which each bias fits 32 bits."""
-    needed = np.abs(bias.astype(np.float64)) / (LARGEST_BIAS * data_scale)
-    return needed.astype(np.float32)
+    return np.asarray(np.abs(bias) / (LARGEST_BIAS * data_scale), np.float32)
 
 
 def bias_codes(bias: NDArray[np.float64], scale: Floats) -> NDArray[np.int32]:

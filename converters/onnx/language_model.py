@@ -6,6 +6,7 @@ from pathlib import Path
 
 from halfbyte.converters.format import WriteOptions, WrittenTensor
 from halfbyte.converters.onnx import metadata
+from halfbyte.converters.onnx.dynamic_integers import require_integers
 from halfbyte.converters.onnx.genai import genai_files
 from halfbyte.converters.onnx.language.export import Export, export_graph
 from halfbyte.converters.onnx.language.naming import name_nodes
@@ -45,6 +46,8 @@ def write_language_model(model: Model, path: Path, options: WriteOptions) -> lis
 
 def _write(model: Model, path: Path, options: WriteOptions) -> list[WrittenTensor]:
     export = export_graph(model, options.flavour, options.opset)
+    if options.activations:
+        require_integers(export.graph, path)
     name_nodes(export.graph)
     companions: dict[str, bytes] = {}
     if options.flavour == ORT and model.graph.states:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from halfbyte.converters.format import WriteOptions, WrittenTensor
+from halfbyte.converters.onnx.dynamic_integers import require_integers
 from halfbyte.converters.onnx.lowering import lower_graph
 from halfbyte.converters.onnx.lowering.cached_attention import ATTENTION_OPSET
 from halfbyte.converters.onnx.lowering.target import target_opset
@@ -58,6 +59,8 @@ def write_model(model: Model, path: Path, options: WriteOptions) -> list[Written
         UnsupportedError: it cannot be said.
     """
     lowered, sources = lowered_graph(model.graph, options.flavour, options.opset)
+    if options.activations:
+        require_integers(lowered, path)
     kept = _kept(model)
     written = write_graph(
         lowered,

@@ -1,7 +1,7 @@
 """The values of a graph on calibration inputs, seen one sample at a time.
 
-A sample is one row of the first axis where every input may have any number of rows, else a whole
-batch. So nothing depends on how samples were put together.
+A sample is as much of the first axis as the graph asks for, one row where it takes any number. So
+nothing depends on how samples were put together.
 """
 
 from __future__ import annotations
@@ -35,17 +35,27 @@ def samples_of(graph: Graph, batches: Iterable[Arrays]) -> Iterator[dict[str, ND
                 f"are {', '.join(known)}"
             )
         arrays = {name: np.asarray(array) for name, array in batch.items()}
-        rows = {len(array) if array.ndim else 0 for array in arrays.values()}
-        free = all(_is_free(known[name]) for name in arrays)
-        if not free or len(rows) != 1 or not arrays:
+        counts = {name: _samples_in(known[name], array) for name, array in arrays.items()}
+        most = max(counts.values(), default=0)
+        if most < 2 or any(count not in (1, most) for count in counts.values()):
             yield arrays
             continue
-        for row in range(rows.pop()):
-            yield {name: array[row : row + 1] for name, array in arrays.items()}
+        for index in range(most):
+            yield {n: _sample(a, index, most) if counts[n] > 1 else a for n, a in arrays.items()}
 
 
-def _is_free(value: Value) -> bool:
-    return bool(value.shape) and isinstance((value.shape or (0,))[0], str)
+def _samples_in(value: Value, array: NDArray[Any]) -> int:
+    """Return how often the first axis of an input fits into that of an array."""
+    if not array.ndim or not value.shape or not len(array):
+        return 1
+    first = value.shape[0]
+    rows = first if isinstance(first, int) and first > 0 else 1
+    return len(array) // rows if len(array) % rows == 0 else 1
+
+
+def _sample(array: NDArray[Any], index: int, count: int) -> NDArray[Any]:
+    rows = len(array) // count
+    return array[index * rows : (index + 1) * rows]
 
 
 def observed_graph(graph: Graph, values: Sequence[Value]) -> tuple[Graph, dict[str, Value]]:

@@ -6,13 +6,18 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfbyte.adapters import convert_adapter, is_adapter_folder, with_adapters
 from halfbyte.calibration import calibrated, work_folder
-from halfbyte.convert_report import ConvertReport, verdicts, with_merged
+from halfbyte.convert_report import (
+    ConvertReport,
+    verdicts,
+    with_integers_told,
+    with_merged,
+)
 from halfbyte.converters import detect, format_for_output
 from halfbyte.converters.architectures import ARCHITECTURES, get_architecture
 from halfbyte.converters.format import (
@@ -26,6 +31,7 @@ from halfbyte.converters.gguf.imatrix import is_importance
 from halfbyte.engine import available_threads
 from halfbyte.errors import HalfbyteError
 from halfbyte.importance_request import Importance
+from halfbyte.integer_activations import with_integers
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import FilePart
 from halfbyte.memory import PeakMemory
@@ -130,6 +136,7 @@ class _Job:
     warnings: tuple[str, ...]
     merged: Mapping[str, str]
     calibration: CalibrationReport | None = None
+    integers: Mapping[str, str] = field(default_factory=dict)
 
     def forecast(self) -> Forecast:
         """Return what will be written; for formats that cannot tell, weights without a header."""
@@ -149,6 +156,7 @@ class _Job:
             warnings += self.calibration.warnings
         names = tuple(map(str, files))
         found = with_merged(verdicts(self.plan, tensors), self.merged)
+        found = with_integers_told(found, self.integers)
         return ConvertReport(
             first,
             sum(files.values()),
@@ -180,11 +188,17 @@ def _planned(source: Path, output: Path, request: OutputRequest, folder: Path | 
     merged = with_adapters(model, request)
     chain = chain_of(request)
     model, notes = transformed_model(merged.model, chain, TransformOptions())
+    type_name: str = request.type
+    integers: Mapping[str, str] = {}
+    if request.activations.is_static:
+        made = with_integers(model, request.activations, request.calibration, threads)
+        model, integers = made.model, made.encodings
+        notes, type_name = (*notes, made.note), ""  # what is left float stays so
     importance = Importance.read(request.imatrix)
     plan = make_plan(
         model,
         target.profile(flavour),
-        request.type,
+        type_name,
         overrides=request.overrides,
         requantize=request.requantize,
         aliases=_weight_aliases(model),
@@ -217,7 +231,18 @@ def _planned(source: Path, output: Path, request: OutputRequest, folder: Path | 
         source, target.name, flavour, threads, request, plan.file_type, importance.keys()
     )
     told = (*notes, *notices)
-    return _Job(target, output, model, plan, planned, options, told, merged.verdicts, calibration)
+    return _Job(
+        target,
+        output,
+        model,
+        plan,
+        planned,
+        options,
+        told,
+        merged.verdicts,
+        calibration,
+        integers,
+    )
 
 
 def _gguf_architecture(model: Model) -> str:

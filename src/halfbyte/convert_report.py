@@ -87,6 +87,23 @@ def with_merged(found: list[TensorVerdict], merged: Mapping[str, str]) -> list[T
     ]
 
 
+def with_integers_told(
+    found: list[TensorVerdict], encodings: Mapping[str, str]
+) -> list[TensorVerdict]:
+    """Return the verdicts with those of weights that became integers, by what they were."""
+    return [
+        replace(
+            tensor,
+            source_encoding=encodings[tensor.source_name],
+            verdict="quantized",
+            reason="int8-static",
+        )
+        if tensor.source_name in encodings
+        else tensor
+        for tensor in found
+    ]
+
+
 def verdicts(plan: Plan, written: list[WrittenTensor]) -> list[TensorVerdict]:
     """Return what became of each tensor that was written."""
     decided = {decision.tensor.name: decision for decision in plan.decisions}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from halfbyte.calibration import CalibrationRequest
 from halfbyte.converters.format import GgufChoices, ReadOptions, WriteOptions
 from halfbyte.errors import UnsupportedError
+from halfbyte.integer_activations import ActivationRequest, check_activations
 from halfbyte.quant.type_choice import TypeOptions
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class OutputRequest:
     lora: Sequence[tuple[str, float]] = ()
     base: str = ""
     calibration: CalibrationRequest = field(default_factory=CalibrationRequest)
+    activations: ActivationRequest = field(default_factory=ActivationRequest)
 
 
 def check_options(format_name: str, request: OutputRequest) -> None:
@@ -68,6 +70,7 @@ def check_options(format_name: str, request: OutputRequest) -> None:
     where = f"format {format_name}"
     if request.opset is not None and format_name != "onnx":
         raise UnsupportedError("--opset", where, advice="give --to onnx")
+    check_activations(request.activations, request.type, format_name)
     split = request.split
     if split.keep and (split.max_bytes or split.max_tensors):
         what = "--keep-split together with a limit"
@@ -103,7 +106,8 @@ def write_options(
         max_tensors=split.max_tensors,
         part_of=shard_numbers(source) if keeps else {},
     )
-    options = WriteOptions(flavour, threads, opset=request.opset, gguf=gguf)
+    dynamic = request.activations.mode if request.activations.is_dynamic else ""
+    options = WriteOptions(flavour, threads, opset=request.opset, gguf=gguf, activations=dynamic)
     return replace(options, shard_bytes=split.max_bytes) if split.max_bytes else options
 
 

@@ -14,6 +14,7 @@ from halfbyte.converters import detect
 from halfbyte.converters.format import ReadOptions
 from halfbyte.engine import available_threads
 from halfbyte.errors import HalfbyteError
+from halfbyte.integer_activations import ActivationRequest
 from halfbyte.ir.model import Model
 from halfbyte.output_request import OutputRequest, SplitRequest
 from halfbyte.quant.type_choice import TypeOptions
@@ -117,6 +118,10 @@ def quantize(
     calib_length: int = 512,
     calib_skip_first: bool = False,
     stats: str | Path = "",
+    activations: str = "none",
+    calibration_method: str = "mse",
+    target: str = "x86",
+    keep_float: Sequence[str] = (),
     compat: bool = False,
     search: str = "default",
     requantize: bool = False,
@@ -139,7 +144,9 @@ def quantize(
     token_embedding_type: encodings of these two; leave_output: the head keeps its own. imatrix: an
     importance file. calib: a text whose first `calib_samples` sequences of `calib_length` tokens a
     calibrated method sees, without the first of each under `calib_skip_first`; stats: statistics
-    that were saved before, instead of it. compat: llama.cpp's bytes also where its encoder has a
+    that were saved before, instead of it. activations: `int8-static` or `int8-dynamic` of an ONNX
+    file, for which `calib` may hold arrays; calibration_method, target, keep_float: how ranges are
+    cut, what multiplies the integers, globs of what stays float. compat: llama.cpp's bytes also where its encoder has a
     fault. search: `exhaustive` looks through all scales that a block can store. dry_run: write
     nothing, `destination` may be None (GGUF). Parts and adapters as for `convert`.
 
@@ -171,6 +178,7 @@ def quantize(
         calibration=CalibrationRequest(
             str(calib), calib_samples, calib_length, calib_skip_first, str(stats)
         ),
+        activations=ActivationRequest(activations, calibration_method, target, keep_float),
     )
     output = Path("dry-run.gguf" if destination is None else destination)
     return write(resolve(source, revision, allow_pickle), output, request, progress)

@@ -1,0 +1,55 @@
+"""The options of integer activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+MODES = ("none", "int8-static", "int8-dynamic")
+METHODS = ("minmax", "average", "percentile", "entropy", "mse")
+TARGETS = ("x86", "x86-avx2", "arm", "gpu")
+
+
+def activation_options() -> Callable[[Function], Function]:
+    """Add --activations, --calibration-method, --target and --keep-float."""
+    added = (
+        click.option(
+            "--activations",
+            type=click.Choice(MODES),
+            default="none",
+            show_default=True,
+            help="Activations of an ONNX file as integers, with --type int8: ranges from --calib, "
+            "or found while it runs.",
+        ),
+        click.option(
+            "--calibration-method",
+            type=click.Choice(METHODS),
+            default="mse",
+            show_default=True,
+            help="How static ranges are cut.",
+        ),
+        click.option(
+            "--target",
+            type=click.Choice(TARGETS),
+            default="x86",
+            show_default=True,
+            help="What multiplies static integers; x86-avx2: 7-bit weights, for x86 without VNNI.",
+        ),
+        click.option(
+            "--keep-float",
+            multiple=True,
+            metavar="GLOB",
+            help="Operator or node that stays float; also 'first' and 'last'.",
+        ),
+    )
+
+    def add(function: Function) -> Function:
+        for option in reversed(added):
+            function = option(function)
+        return function
+
+    return add

@@ -1,0 +1,122 @@
+"""Integer activations on their way into a conversion: what is asked for, and inputs to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from halfbyte.array_files import graph_owner, read_inputs
+from halfbyte.calibration import CalibrationRequest, calibration_batches
+from halfbyte.errors import HalfbyteError, UnsupportedError
+from halfbyte.ir.model import Model
+
+MODES = ("none", "int8-static", "int8-dynamic")
+ENDING = ".npz"
+
+
+@dataclass(frozen=True)
+class ActivationRequest:
+    """What becomes of activations. mode: in MODES; the others are `ActivationOptions` of quant."""
+
+    mode: str = "none"
+    method: str = "mse"
+    target: str = "x86"
+    keep_float: Sequence[str] = ()
+
+    @property
+    def is_static(self) -> bool:
+        """Whether ranges come from calibration inputs."""
+        return self.mode == "int8-static"
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether ranges are found while the model runs."""
+        return self.mode == "int8-dynamic"
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A model in the QDQ form, a line about it, and the encodings that its weights had."""
+
+    model: Model
+    note: str
+    encodings: Mapping[str, str]
+
+
+def check_activations(request: ActivationRequest, type_name: str, format_name: str) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        UnsupportedError: an unknown mode, a format or a type that has no integer activations.
+    """
+    if request.mode not in MODES:
+        raise UnsupportedError(f"activations {request.mode!r}", "quantize", MODES)
+    if request.mode == "none":
+        return
+    if format_name != "onnx":
+        where = f"format {format_name}"
+        raise UnsupportedError(f"--activations {request.mode}", where, advice="give --to onnx")
+    if type_name != "int8":
+        what = f"--activations {request.mode} with --type {type_name or 'none'}"
+        raise UnsupportedError(what, "quantize", advice="give --type int8")
+    if request.is_dynamic and request.keep_float:
+        advice = "give --tensor GLOB=F32"
+        raise UnsupportedError("--keep-float with int8-dynamic", "quantize", advice=advice)
+
+
+def input_files(data: str) -> list[Path]:
+    """Return the .npz files that are meant: the file itself, or those of a folder, by name.
+
+    Raises:
+        HalfbyteError: a folder holds none.
+    """
+    path = Path(data)
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.suffix == ENDING)
+    if not found:
+        raise HalfbyteError(
+            f"{path}: holds no {ENDING} files, inputs by name were required; make some with "
+            "numpy.savez"
+        )
+    return found
+
+
+def _batches(model: Model, request: CalibrationRequest) -> Iterator[Mapping[str, Any]]:
+    """Yield inputs by name: from arrays, or from a text for a model with a tokenizer."""
+    if not request.data:
+        raise HalfbyteError(
+            "quantize: --activations int8-static needs inputs to find ranges; give --calib FILE "
+            "(.npz, a folder of them, or a text for models with a tokenizer)"
+        )
+    path = Path(request.data)
+    if path.suffix == ENDING or path.is_dir():
+        for file in input_files(request.data):
+            yield read_inputs(file, model.graph)
+    else:
+        yield from calibration_batches(model, request).runs
+
+
+def with_integers(
+    model: Model, request: ActivationRequest, calibration: CalibrationRequest, threads: int
+) -> Integers:
+    """Return the model with static integer activations.
+
+    Raises:
+        HalfbyteError: no inputs are given, or they do not fit the model.
+    """
+    from halfbyte.quant.activations import ActivationOptions, quantize_activations
+
+    options = ActivationOptions(
+        request.method,
+        preset=request.target,
+        keep_float=tuple(request.keep_float),
+        threads=threads,
+    )
+    files = [] if not calibration.data else input_files(calibration.data)
+    arrays = bool(files) and files[0].suffix == ENDING
+    owner = graph_owner(files[0], model) if arrays else model
+    made, report = quantize_activations(owner, _batches(owner, calibration), options)
+    return Integers(made, str(report), report.weights)

@@ -1,0 +1,1 @@
+../../src/halfbyte/integer_activations.py
