@@ -18,6 +18,7 @@ from halfbyte.ir.model import Model
 from halfbyte.ir.ops.inference import infer_types
 from halfbyte.ir.ops.spec import attribute, input_at
 from halfbyte.ir.passes import run_passes
+from halfbyte.ir.profile import stays_float
 from halfbyte.ir.tensor import Tensor
 from halfbyte.quant.algorithms.rtn import requantize
 from halfbyte.quant.calibration.batches import Batches, completed
@@ -134,6 +135,8 @@ def quantize_tables(graph: Graph, keep_float: Sequence[str] = ()) -> None:
         lookups = [n.op == "Gather" and not n.domain and i == 0 for n, i in value.uses]
         dense = isinstance(tensor.encoding, Dense) and tensor.encoding.dtype_name == "float32"
         if not (dense and lookups and all(lookups)) or value in graph.outputs:
+            continue
+        if stays_float(tensor):
             continue
         whole = not any(attribute(node, "axis", 0) for node, _ in value.uses)
         kept = any(fnmatchcase(n, p) for n in (name, "Gather") for p in keep_float)

@@ -39,7 +39,9 @@ class Layer:
 
 @dataclass
 class Rewritten:
-    """A graph, what each integer operator gives in it by the name of its result before, and the
+    """A graph in the QDQ form.
+
+    results: what each integer operator gives, by the name of its result before. weights: the
     encodings that weights had, by the names of their codes.
     """
 
@@ -74,7 +76,7 @@ class Rewriter:
         self.preset = preset
         self.grids = {v: grids[placement.leader(v)] for v in placement.values}
         self.values = {value.name: value for value in self.graph.values()}
-        self.twins = {old: new for old, new in zip(graph.nodes, self.graph.nodes, strict=True)}
+        self.twins = dict(zip(graph.nodes, self.graph.nodes, strict=True))
         self._constants: dict[tuple[str, bytes, str], Value] = {}
         self._weights: dict[tuple[str, str], Value] = {}
         self._flat: dict[Value, Value] = {}

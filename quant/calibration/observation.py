@@ -81,12 +81,12 @@ def observe_values(
     session = Session(twin, threads=threads, fuse=False)
     count = 0
     for count, sample in enumerate(samples, 1):  # noqa: B007
-        results = session.run(sample) if inner else {}
-        for name, array in results.items():
-            _take(found[by_name[name]], name, array)
         for name, value in inputs.items():
             if name in sample:
                 _take(found[value], name, np.asarray(sample[name]))
+        results = session.run(sample) if inner else {}
+        for name, array in results.items():
+            _take(found[by_name[name]], name, array)
     if not count:
         raise QuantizationError("calibration", "has no samples, at least one is required")
     return found

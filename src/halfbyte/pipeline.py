@@ -146,8 +146,9 @@ def quantize(
     calibrated method sees, without the first of each under `calib_skip_first`; stats: statistics
     that were saved before, instead of it. activations: `int8-static` or `int8-dynamic` of an ONNX
     file, for which `calib` may hold arrays; calibration_method, target, keep_float: how ranges are
-    cut, what multiplies the integers, globs of what stays float. compat: llama.cpp's bytes also where its encoder has a
-    fault. search: `exhaustive` looks through all scales that a block can store. dry_run: write
+    cut, what multiplies the integers, globs of what stays float. compat: llama.cpp's bytes
+    also where its encoder has a fault. search: `exhaustive` looks through all scales that a block
+    can store. dry_run: write
     nothing, `destination` may be None (GGUF). Parts and adapters as for `convert`.
 
     Raises:

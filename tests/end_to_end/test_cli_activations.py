@@ -1,0 +1,67 @@
+"""`halfbyte quantize --activations`: refusals, with one line and no file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from halfbyte.converters.onnx.output import lowered_graph
+from halfbyte.converters.onnx.writer import write_graph
+from support.integer_models import residual_net, samples
+
+pytest.importorskip("onnx")
+Cli = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("net")
+    model = residual_net()
+    write_graph(lowered_graph(model.graph)[0], folder / "net.onnx")
+    runs = [run["image"] for run in samples(model, 4)]
+    np.savez(folder / "good.npz", image=np.concatenate(runs))
+    np.savez(folder / "nan.npz", image=np.full_like(runs[0], np.nan))
+    np.savez(folder / "name.npz", picture=runs[0])
+    np.savez(folder / "shape.npz", image=runs[0][:, :2])
+    (folder / "text.txt").write_text("to be or not to be\n" * 99)
+    (folder / "empty").mkdir()
+    return folder / "net.onnx"
+
+
+STATIC = ("--type", "int8", "--activations", "int8-static")
+REFUSED = {
+    "no inputs": ([*STATIC], "needs inputs to find ranges; give --calib"),
+    "nan": ([*STATIC, "--calib", "@nan.npz"], "'image': has NaN or infinite values"),
+    "name": ([*STATIC, "--calib", "@name.npz"], "no such input; its inputs are image"),
+    "shape": ([*STATIC, "--calib", "@shape.npz"], "'image' has shape [1, 2, 12, 12]"),
+    "empty": ([*STATIC, "--calib", "@empty"], "holds no .npz files"),
+    "missing": ([*STATIC, "--calib", "@missing.npz"], "no such file"),
+    "text": ([*STATIC, "--calib", "@text.txt"], "has no tokenizer"),
+    "keep": ([*STATIC, "--calib", "@good.npz", "--keep-float", "x*"], "--keep-float 'x*'"),
+    "type": (["--type", "int4", *STATIC[2:], "--calib", "@good.npz"], "give --type int8"),
+    "format": ([*STATIC, "--calib", "@good.npz", "--to", "hb"], "give --to onnx"),
+    "dynamic keep": (["--type", "int8", "--activations", "int8-dynamic", "--keep-float", "Conv"],
+                     "give --tensor GLOB=F32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name: str, source: Path, tmp_path: Path, fails: Cli) -> None:
+    options, said = REFUSED[name]
+    placed = [o.replace("@", f"{source.parent}/") for o in options]
+    assert said in fails("quantize", source, tmp_path / "out.onnx", *placed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_becomes_integers(source: Path, tmp_path: Path, cli: Cli) -> None:
+    output = tmp_path / "out.onnx"
+    options = ["--calib", source.parent / "good.npz", "--calibration-method", "minmax"]
+    options += ["--target", "arm", "--keep-float", "first"]
+    done = cli("quantize", source, output, *STATIC, *options)
+    assert done.code == 0, done.err
+    assert "6 layers compute in integers, 1 kept float" in done.out + done.err
+    assert output.is_file()
