@@ -221,7 +221,7 @@ class Rewriter:
             bias = self.bias(layer, grid)
             width = layer.weight.codes.shape[1]
             flat = reads if len(rows) == 2 else self._flattened(reads, width)
-            inputs = [flat, weight] + ([] if bias is None else [bias])
+            inputs: list[Value | None] = [flat, weight, *([] if bias is None else [bias])]
             new = self.add("Gemm", inputs, old.name, old, node)
             if len(rows) > 2:
                 new.shape = (UNKNOWN, rows[-1])

@@ -43,12 +43,12 @@ class Histogram:
     @property
     def edges(self) -> NDArray[np.float64]:
         """Return the 2 * SIDE + 1 edges of the bins."""
-        return np.arange(-SIDE, SIDE + 1) * self.width
+        return np.asarray(np.arange(-SIDE, SIDE + 1) * self.width, np.float64)
 
     @property
     def centers(self) -> NDArray[np.float64]:
         """Return the middles of the bins."""
-        return (np.arange(-SIDE, SIDE) + 0.5) * self.width
+        return np.asarray((np.arange(-SIDE, SIDE) + 0.5) * self.width, np.float64)
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Count finite values of any shape.

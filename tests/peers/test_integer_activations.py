@@ -1,8 +1,8 @@
 """Files with integer activations: onnxruntime computes what our runtime does, in integers.
 
 onnxruntime's kernels for x86 without VNNI saturate sums of full-range products. Static files are
-therefore compared with its unoptimized graph, which computes the pairs in float; dynamic ones, whose
-MatMulInteger saturates in either, with the float model.
+therefore compared with its unoptimized graph, which computes the pairs in float; dynamic ones,
+whose MatMulInteger saturates in either, with the float model.
 """
 
 from __future__ import annotations
