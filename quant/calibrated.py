@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from halfbyte.errors import HalfbyteError
 from halfbyte.ir.model import Model
 from halfbyte.quant.calibration.batches import Batches, completed
+from halfbyte.quant.calibration.random_tokens import with_random_tokens
 from halfbyte.quant.calibration.report import CalibrationReport as CalibrationReport
 from halfbyte.quant.calibration.report import WeightReport as WeightReport
 from halfbyte.quant.calibration.walk import Walk
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from halfbyte.quant.solver import Solver
 
 ACTIVATION_LIMIT_BYTES = 256 << 20
+WITH_RANDOM_TOKENS = ("best",)
 ProgressFor = Callable[[int], Callable[[int], None] | None]
 
 
@@ -79,6 +81,8 @@ def quantize_calibrated(
             f"method {chain.name}: neither calibration data nor statistics were given, one is "
             "required; give --calib or --stats"
         )
+    if batches is not None and chain.rounding in WITH_RANDOM_TOKENS:
+        batches = with_random_tokens(batches, model.graph, model.tokenizer)
     runs = None if batches is None else completed(batches, model.graph)
     spool = Spool(options.folder if journal is None else journal)
     walk = Walk(model, plan, chain, options, solver, spool, runs, statistics)

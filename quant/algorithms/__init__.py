@@ -29,6 +29,7 @@ ALGORITHMS: dict[str, str] = {
 CALIBRATED: dict[str, str] = {
     "gptq": "halfbyte.quant.algorithms.gptq:solve",
     "gptaq": "halfbyte.quant.algorithms.gptq:solve_asymmetric",
+    "best": "halfbyte.quant.algorithms.best:solve",
 }
 
 
