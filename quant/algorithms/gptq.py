@@ -23,6 +23,7 @@ from halfbyte.quant.algorithms import Solved
 from halfbyte.quant.algorithms.gptq_points import solve_points
 from halfbyte.quant.algorithms.gptq_problem import Problem, prepare
 from halfbyte.quant.algorithms.gptq_refine import refine
+from halfbyte.quant.algorithms.shared_rows import row_encoder
 from halfbyte.quant.calibration.statistics import InputStatistics
 from halfbyte.quant.column_grid import ColumnGrid, column_grid
 from halfbyte.quant.method import MethodOptions
@@ -87,10 +88,10 @@ def _solved(
         note = "no input was other than zero: rounded to nearest" if rows else ""
         return Solved(encoding.encode(weight, needed), 0.0, 0.0, note)
     note, pieces, error, plain_error = problem.note, [], 0.0, 0.0
-    step = max(1, CHUNK_VALUES // columns)
+    step, encode = max(1, CHUNK_VALUES // columns), row_encoder(weight, encoding)
     for start in range(0, rows, step):
         chunk = weight[start : start + step]
-        plain = encoding.encode(chunk, needed)
+        plain = encode(chunk, start, needed)
         found, told = _chunk(chunk, encoding, plain, problem, options, solver)
         pieces.append(found)
         error += _output_error(chunk, encoding, found, problem, solver)

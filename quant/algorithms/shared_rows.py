@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.ir.encodings.encoding import Encoding, Scales
+from halfbyte.ir.encodings.encoding import Array, Encoding, Scales, Unpacked
 from halfbyte.ir.streamed_parts import row_step
-from halfbyte.ir.tensor import Tensor
+from halfbyte.ir.tensor import Tensor, tensor_from_array
 
 Float = NDArray[np.float32]
 # (rows, number of the first of them in the tensor, importance) -> their scales
@@ -30,6 +30,24 @@ def fitter(tensor: Tensor, encoding: Encoding) -> Fit:
         return encoding.fit_measured(rows, measured.of(start, start + len(rows)), importance)
 
     return fit
+
+
+def row_encoder(
+    weight: Float, encoding: Encoding
+) -> Callable[[Float, int, Float | None], dict[str, Array]]:
+    """Return what encodes ranges of rows of one matrix [rows, columns] as `encode` does the whole.
+
+    It takes rows, the number of the first of them, and importance.
+    """
+    if encoding.shared_rows == 1:
+        return lambda rows, start, importance: encoding.encode(rows, importance)
+    fit = fitter(tensor_from_array("", weight), encoding)
+
+    def encode(rows: Float, start: int, importance: Float | None) -> dict[str, Array]:
+        scales = fit(rows, start, importance)
+        return encoding.pack(Unpacked(encoding.assign(rows, scales), scales))
+
+    return encode
 
 
 class _Measured:

@@ -19,6 +19,7 @@ from halfbyte.ir.encodings.transcode import Verdict, judge, judge_tensor, transc
 from halfbyte.ir.tensor import ArrayPart, Tensor, tensor_from_array
 from halfbyte.quant.algorithms import get_algorithm
 from halfbyte.quant.algorithms.rtn import requantize
+from halfbyte.quant.algorithms.shared_rows import row_encoder
 from support.encoded import bits, encoded, held, normal_rows, read_in_ranges
 from support.model_folders import outputs_of, tiny_model
 
@@ -219,3 +220,13 @@ def test_the_cpu_runs_them(name: str) -> None:
     wanted = outputs_of(model.with_weights(plain), ids)
     for key, value in wanted.items():
         np.testing.assert_allclose(got[key], value, rtol=0, atol=1e-5 * np.abs(value).max())
+
+
+@pytest.mark.parametrize("name", ["fp8-tensor", "fp8-block128", "nvfp4"])
+def test_ranges_of_a_matrix_are_encoded_as_the_whole(name: str) -> None:
+    rows = normal_rows(300, 64) * np.linspace(0.1, 3, 300, dtype=np.float32)[:, None]
+    encoding = encoding_from_name(name)
+    encode = row_encoder(rows, encoding)
+    pieces = [encode(rows[a:b], a, None) for a, b in ((0, 100), (100, 250), (250, 300))]
+    whole = {part: np.concatenate([p[part] for p in pieces]) for part in pieces[0]}
+    assert bits(whole) == bits(encoding.encode(rows))
