@@ -5,6 +5,7 @@ from __future__ import annotations
 from halfbyte.converters.gguf.ggml_types import ACTIVATION_ONLY, BY_NAME, encoding_of, ggml_type_of
 from halfbyte.errors import UnsupportedError
 from halfbyte.ir.encodings.encoding import Encoding
+from halfbyte.ir.encodings.transcode import judge
 from halfbyte.ir.profile import nearest_first, stays_float
 from halfbyte.ir.tensor import Tensor
 
@@ -12,6 +13,8 @@ WEIGHT_TYPES = (
     *("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"),
     *("Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"),
 )
+# Proposed only for weights whose values they hold.
+SMALL_FLOATS = ("MXFP4", "NVFP4")
 
 
 class GgufProfile:
@@ -50,6 +53,8 @@ class GgufProfile:
         """Return encodings that fit the weight: lossless first, then nearest in bits."""
         own = tensor.encoding
         found = [encoding_of(BY_NAME[name]) for name in WEIGHT_TYPES]
+        small = [encoding_of(BY_NAME[name]) for name in SMALL_FLOATS]
+        found += [encoding for encoding in small if judge(own, encoding).is_lossless]
         fitting = [e for e in found if e != own and self.accepts(tensor, e)]
         return nearest_first(own, fitting)
 

@@ -399,3 +399,18 @@ def test_formats_that_are_only_read_are_no_flavours(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", {"w.weight": normal_rows(4, 4)})
     with pytest.raises(UnsupportedError, match="flavour 'bitsandbytes'"):
         pipeline.convert(tmp_path / "in", tmp_path / "out", to="hf:bitsandbytes")
+
+
+@pytest.mark.parametrize(("type_name", "kept"), [("mxfp4", "MXFP4"), ("nvfp4", "NVFP4")])
+def test_small_floats_go_to_gguf_as_they_are(tmp_path: Path, type_name: str, kept: str) -> None:
+    source = quantized(tmp_path, "hf:compressed-tensors", type_name)
+    target = tmp_path / "model.gguf"
+    pipeline.convert(source, target)
+    before, after = read(source).by_key(), read(target).by_key()
+    moved = [key for key, tensor in before.items() if tensor.encoding.is_quantized]
+    assert len(moved) == 7
+    for key in moved:
+        assert after[key].encoding.name == kept
+    layer_free = [key for key in moved if "query" not in str(key) and "key" not in str(key)]
+    for key in layer_free:
+        np.testing.assert_array_equal(after[key].decode(), before[key].decode())
