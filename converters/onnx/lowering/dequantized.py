@@ -1,8 +1,8 @@
 """Encoded weights as DequantizeLinear over their codes: per row (group size 0) or blocked.
 
-Codes lie in the narrowest ONNX type that holds them; scales keep their own dtype and are cast to
-the one that is computed in. Where a group has an offset or a fractional zero point, what it adds to
-every value of the group is added after.
+Codes lie in the narrowest ONNX type that holds them, float8 in its own; scales keep their own dtype
+and are cast to the one that is computed in. Where a group has an offset or a fractional zero point,
+what it adds to every value of the group is added after.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from halfbyte.ir.dtypes import numpy_dtype
 from halfbyte.ir.encodings.affine import Affine
 from halfbyte.ir.encodings.dense import FLOATS, Dense
 from halfbyte.ir.encodings.encoding import Array, Encoding, Grid, PartSpec, Scales
+from halfbyte.ir.encodings.float8 import UNIT, Float8
 from halfbyte.ir.graph import Value
 from halfbyte.ir.streamed_parts import computed_part, row_step
 from halfbyte.ir.tensor import ComputedPart, Part, Tensor
 from halfbyte.ir.transposed import TransposedPart
 
-PER_AXIS_OPSET, NARROW_OPSET, TWO_BIT_OPSET = 13, 21, 25
+PER_AXIS_OPSET, FLOAT8_OPSET, NARROW_OPSET, TWO_BIT_OPSET = 13, 19, 21, 25
+FLOAT8 = "float8_e4m3fn"
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,15 @@ def needed_opset(tensor: Tensor) -> int:
     dtype = _container(tensor, grid, TWO_BIT_OPSET).dtype
     if dtype in ("int2", "uint2"):
         return TWO_BIT_OPSET
-    narrow = dtype in ("int4", "uint4")
-    return NARROW_OPSET if narrow or _is_blocked(tensor, grid) else PER_AXIS_OPSET
+    if dtype in ("int4", "uint4") or _is_blocked(tensor, grid):
+        return NARROW_OPSET
+    return FLOAT8_OPSET if dtype == FLOAT8 else PER_AXIS_OPSET
 
 
 def _container(tensor: Tensor, grid: Grid, opset: int) -> Container:
     """Return the type for a weight's codes that an opset has."""
+    if isinstance(tensor.encoding, Float8):
+        return Container(FLOAT8, 0)
     widths = (2, 4, 8) if opset >= TWO_BIT_OPSET else (4, 8) if opset >= NARROW_OPSET else (8,)
     span = grid.high - grid.low
     if grid.zero == "fixed":
@@ -118,7 +123,8 @@ def dequantized(
     """
     grid = _grid(tensor)
     blocked = _is_blocked(tensor, grid)
-    needed = NARROW_OPSET if blocked else PER_AXIS_OPSET
+    whole = FLOAT8_OPSET if isinstance(tensor.encoding, Float8) else PER_AXIS_OPSET
+    needed = NARROW_OPSET if blocked else whole
     if rewriter.opset < needed:
         what, where = f"{tensor.encoding} at opset {rewriter.opset}", f"tensor {tensor.name!r}"
         raise UnsupportedError(what, where, [f"opset {needed} and later"])
@@ -170,9 +176,14 @@ def _parts(tensor: Tensor, grid: Grid, container: Container, blocked: bool) -> d
     step = row_step(columns, tensor.encoding.block_shape[0])
     codes, scales = numpy_dtype(container.dtype), FLOATS[_scale_dtype(grid)]
     groups = -(-columns // grid.group_size) if blocked else 1
+    unit = 1 / UNIT if container.dtype == FLOAT8 else np.float32(1)
     table: dict[str, tuple[np.dtype[Any], int, Callable[[int, int], Array]]] = {
         "codes": (codes, columns, lambda a, b: _codes(tensor, container, a, b)),
-        "scales": (scales, groups, lambda a, b: scales_of(tensor, a, b).scale.astype(scales)),
+        "scales": (
+            scales,
+            groups,
+            lambda a, b: (scales_of(tensor, a, b).scale * unit).astype(scales),
+        ),
     }
     if container.has_zero_points:
         table["zero_points"] = (codes, groups, lambda a, b: _zeros(tensor, container, a, b))
@@ -197,6 +208,8 @@ def _codes(tensor: Tensor, container: Container, start: int, stop: int) -> Array
 
 def _stored(codes: NDArray[np.int32], container: Container) -> Array:
     """Return codes that fit a container in its type; those below 8 bits take a byte each."""
+    if container.dtype == FLOAT8:
+        return (codes.astype(np.float32) * UNIT).astype(numpy_dtype(FLOAT8))
     byte = np.uint8 if container.dtype.startswith("u") else np.int8
     return codes.astype(byte).view(numpy_dtype(container.dtype))
 
