@@ -78,7 +78,7 @@ class Rewriter:
         self.values = {value.name: value for value in self.graph.values()}
         self.twins = dict(zip(graph.nodes, self.graph.nodes, strict=True))
         self._constants: dict[tuple[str, bytes, str], Value] = {}
-        self._weights: dict[tuple[str, str], Value] = {}
+        self._weights: dict[tuple[object, ...], Value] = {}
         self._flat: dict[Value, Value] = {}
         self.codes: dict[str, Value] = {}
 
@@ -163,7 +163,8 @@ class Rewriter:
         """Return a dequantized weight; axis 0, or 1 where it is turned, has a scale per index."""
         held = layer.node.inputs[1]
         assert held is not None
-        key = held.name, str(turned)
+        content = layer.weight.scale.tobytes(), layer.weight.codes.tobytes()
+        key = held.name, turned, content
         if key in self._weights:
             return self._weights[key]
         codes = layer.weight.codes.T if turned else layer.weight.codes
@@ -292,7 +293,8 @@ def _name_codes(graph: Graph, codes: Mapping[str, Value]) -> dict[str, str]:
     names, encodings = {}, {}
     for name, weight in codes.items():
         assert weight.constant is not None
-        new = name if weight.name in graph.constants else weight.name
+        is_free = weight.name not in graph.constants and weight.name not in encodings
+        new = weight.name if is_free else name
         names[name], encodings[new] = new, str(weight.constant.encoding)
     graph.rename_constants(names)
     for new in encodings:

@@ -215,3 +215,21 @@ def test_nothing_is_asked_of_files_that_are_not_there(tmp_path: Path) -> None:
 
     with pytest.raises(HalfbyteError, match="holds no .npz files"):
         input_files(str(tmp_path))
+
+
+def test_a_weight_of_two_layers_is_stored_once_unless_its_scales_differ() -> None:
+    for bias, stored in ((0.1, 1), (3e7, 2)):
+        net = Net(x=(2, 8))
+        first = net.linear(net.inputs["x"], 8, "first", bias=False)
+        weight = net.graph.constant_value("first.weight")
+        row = net.constant("row", np.full(8, bias))
+        second = net.graph.add("Linear", [first, weight, row], name="second", domain="halfbyte")
+        model = net.done(second)
+        runs = [{"x": net.random.standard_normal((2, 8)).astype(np.float32)} for _ in range(4)]
+        made, _ = quantize_activations(model, runs)
+        codes = [
+            n for n, t in made.graph.constants.items() if str(t.encoding) == "i8" and t.rows > 1
+        ]
+        assert len(codes) == stored
+        assert "first.weight" in codes
+        assert error(outputs(made, runs), outputs(model, runs)) < 0.05
