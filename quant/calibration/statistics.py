@@ -174,9 +174,20 @@ class Gathering:
         self._held = 0
 
     def finish(self) -> InputStatistics:
-        """Return the sums of all rows."""
+        """Return the sums of all rows.
+
+        Raises:
+            HalfbyteError: products of the rows are beyond float32's range.
+        """
         if self._held:
             self._flush()
+        for total in (self._hessian, self._cross):
+            if total is not None and not np.isfinite(total).all():
+                reached = max(float(np.abs(self._low).max()), float(np.abs(self._high).max()))
+                raise HalfbyteError(
+                    f"weight {self._where!r}: its inputs reach {reached:.3g} on the calibration "
+                    "data, products of them within float32's range are required; check the model"
+                )
         low = self._low if self._count else np.zeros_like(self._low)
         high = self._high if self._count else np.zeros_like(self._high)
         return InputStatistics(

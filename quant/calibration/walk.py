@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from halfbyte.quant.solver import Solver
 
 Progress = Callable[[int], None]
+EXPERT_BYTES = 1 << 30  # of matrices of statistics that a layer's experts may have at once
 ProgressFor = Callable[[int], Progress | None]
 InputsOf = Callable[[Site], SiteInputs]
 
@@ -203,6 +204,7 @@ class Walk:
         """Return the statistics of a site; experts with rows of their own have one each."""
         if site.experts is None or not inputs.own_rows:
             return inputs.statistics(self.solver, hessian)
+        hessian &= 8 * site.matrices * site.columns**2 <= EXPERT_BYTES
         return [inputs.of_expert(expert, self.solver, hessian) for expert in range(site.matrices)]
 
     def _inputs(

@@ -170,6 +170,11 @@ def test_sums_are_merged_and_divided() -> None:
 
 
 def test_infinite_inputs_name_the_weight() -> None:
+    large = Gathering(3, SOLVER, hessian=True, where="blk.3.ffn_down.weight")
+    with np.errstate(over="ignore"):
+        large.add(np.array([[1, 1e25, 0]], np.float32))
+        with pytest.raises(HalfbyteError, match=r"ffn_down.weight': its inputs reach 1e\+25"):
+            large.finish()
     gathering = Gathering(3, SOLVER, hessian=True, where="blk.3.ffn_down.weight")
     gathering.add(np.array([[1, np.inf, 0]], np.float32))
     with pytest.raises(HalfbyteError, match=r"weight 'blk.3.ffn_down.weight': its inputs are inf"):
