@@ -69,6 +69,32 @@ _SCALES = {suffix: name for name, suffix in _SUFFIX.items()}
 _MICROSCALED = "fp8-g32-ue8m0"
 
 
+def _byte_table() -> NDArray[np.uint8]:
+    table = np.full(2 * _UNITS.max() + 1, 0x7F, np.uint8)
+    known = np.flatnonzero(~_NAN & (np.arange(256) != _NEGATIVE_ZERO))
+    table[_UNITS[known] + _UNITS.max()] = known
+    return table
+
+
+_BYTES = _byte_table()  # by the value in units, from the lowest; that of NaN where there is none
+
+
+def _bytes_of(units: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Return the codes of values in units.
+
+    Raises:
+        QuantizationError: a value is none of E4M3.
+    """
+    reach = int(_UNITS.max())
+    if units.size and (units.min() < -reach or units.max() > reach):
+        raise QuantizationError(UNNAMED, f"a code is beyond the {LARGEST:g} of float8")
+    codes: NDArray[np.uint8] = _BYTES[units + reach]
+    if (codes == 0x7F).any():
+        found = int(units[codes == 0x7F][0])
+        raise QuantizationError(UNNAMED, f"its code {found} is none of the codebook of float8")
+    return codes
+
+
 @dataclass(frozen=True)
 class Float8(Encoding):
     """`group_size` columns (0: the row) and `shared` rows (0: the matrix) have one scale.
@@ -204,9 +230,7 @@ class Float8(Encoding):
         units, scales = unpacked.codes, unpacked.scales
         if scales.offset is not None or (scales.zero_point is not None and scales.zero_point.any()):
             raise QuantizationError(UNNAMED, f"{self.name} has no zero points")
-        codes = stored(units.astype(np.float32) * UNIT, E4M3, "codes").view(np.uint8)
-        if (codes & 0x7F == 0x7F).any():
-            raise QuantizationError(UNNAMED, f"a code is beyond the {LARGEST:g} of {self.name}")
+        codes = _bytes_of(units)
         if scales.fields and "negative_zero" in scales.fields:
             codes = np.where(scales.fields["negative_zero"] & (codes == 0), 0x80, codes)
             codes = codes.astype(np.uint8)

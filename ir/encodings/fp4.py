@@ -59,20 +59,24 @@ _DOUBLED = np.array(E2M1_VALUES, np.int32)
 _LEVELS = tuple(float(level) for level in sorted(set(E2M1_VALUES)))
 _POSITIVE = _DOUBLED[:8].astype(np.float32)
 _SIGNED = np.concatenate([_POSITIVE, -_POSITIVE])
-_MIDDLES = (_POSITIVE[1:] + _POSITIVE[:-1]) / 2
-# A middle itself goes to the code of even number: up from an odd one.
-_THRESHOLDS = np.where(np.arange(7) % 2, np.nextafter(_MIDDLES, np.float32(0)), _MIDDLES)
-_NIBBLE = np.zeros(25, np.uint8)
-_NIBBLE[_DOUBLED + 12] = np.arange(16)
-_NIBBLE[12] = 0
+_NO_CODE = 255
+_NIBBLE = np.full(27, _NO_CODE, np.uint8)  # by code + 13; the ends stand for all beyond
+_NIBBLE[_DOUBLED + 13] = np.arange(16)
+_NIBBLE[13] = 0
 _REACH, _ROOMY = 6.0, 4.0
 _LARGEST_BYTE = 0x7E
 
 
 def nearest_doubled(steps: Float) -> Float:
     """Return doubled E2M1 values nearest to `steps` (doubled too); ties to the even code."""
-    index = np.searchsorted(_THRESHOLDS, np.abs(steps), side="left")
-    return np.copysign(_POSITIVE[index], steps)
+    magnitude = np.abs(steps)
+    # Values are 1 apart below 4, 2 apart below 8, 4 apart above; even multiples have even codes.
+    apart = np.float32(1) + (magnitude >= 4)
+    apart += np.float32(2) * (magnitude >= 8)
+    nearest = np.divide(steps, apart, out=magnitude)
+    np.rint(nearest, out=nearest)
+    nearest *= apart
+    return np.clip(nearest, np.float32(-12), np.float32(12), out=nearest)
 
 
 def e4m3_bytes(values: Float) -> NDArray[np.uint8]:
@@ -155,12 +159,12 @@ class Float4(Encoding):
         codes, scales = unpacked.codes, unpacked.scales
         if scales.offset is not None or (scales.zero_point is not None and scales.zero_point.any()):
             raise QuantizationError(UNNAMED, f"{self.name} has no zero points")
-        missing = codes[~np.isin(codes, _DOUBLED)]
-        if missing.size:
+        nibbles = _NIBBLE[np.clip(codes, -13, 13) + 13]
+        missing = nibbles == _NO_CODE
+        if missing.any():
             raise QuantizationError(
-                UNNAMED, f"its code {missing[0]} is none of the codebook of {self.name}"
+                UNNAMED, f"its code {codes[missing][0]} is none of the codebook of {self.name}"
             )
-        nibbles = _NIBBLE[codes + 12]
         if scales.fields and "negative_zero" in scales.fields:
             second = np.asarray(scales.fields["negative_zero"]).reshape(codes.shape)
             nibbles = np.where(second & (codes == 0), np.uint8(NEGATIVE_ZERO), nibbles)
@@ -226,6 +230,8 @@ def _divided(values: Float, scale: Float) -> Float:
     """Return values / scale, 0 where the scale is 0."""
     out = np.zeros(np.broadcast_shapes(values.shape, scale.shape), np.float32)
     with np.errstate(over="ignore"):
+        if scale.all():
+            return np.divide(values, scale, out=out)
         np.divide(values, scale, out=out, where=scale != 0)
     return out
 
