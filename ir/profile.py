@@ -105,7 +105,7 @@ def nearest_first(own: Encoding, others: Iterable[Encoding]) -> list[Encoding]:
         bits = abs(other.bits_per_weight - own.bits_per_weight)
         verdict = judge(own, other)
         if not verdict.is_lossless:
-            return 2, bits
+            return (2 if verdict.keeps_codes else 3), bits
         rounds = verdict is Verdict.EXACT_TO_ROUNDING and own.is_quantized
         return int(rounds or own.is_quantized > other.is_quantized), bits
 

@@ -49,7 +49,7 @@ class Decision:
     def is_search(self) -> bool:
         """Whether an algorithm chooses codes: the values change, and one side has codes."""
         has_codes = self.target.is_quantized or self.source.is_quantized
-        return has_codes and not self.verdict.is_lossless
+        return has_codes and not self.verdict.keeps_codes
 
 
 @dataclass(frozen=True)
@@ -355,7 +355,7 @@ class _Planner:
             if not isinstance(target, Dense):
                 raise
             return self._wider(tensor, target, error)
-        again = tensor.encoding.is_quantized and not verdict.is_lossless
+        again = tensor.encoding.is_quantized and not verdict.keeps_codes
         if again and not self.requantize:
             raise refusal(tensor, target, lambda e: self.profile.accepts(tensor, e))
         return Decision(tensor, target, verdict, reason)

@@ -22,6 +22,7 @@ from halfbyte.converters.hugging_face.checkpoint import (
     SAFETENSORS_FILE,
     SAFETENSORS_INDEX,
 )
+from halfbyte.converters.hugging_face.checkpoints.detection import OTHER_FILES
 from halfbyte.converters.hugging_face.directory import TEXT_FILES
 from halfbyte.converters.onnx.folder import ENDING, GENAI_FILE, genai_model, listed, read_genai
 from halfbyte.errors import FormatError, HalfbyteError, UnsupportedError
@@ -165,7 +166,7 @@ def _repository(found: HubId, allow_pickle: bool) -> Path:
             _explain(found, error, "downloaded")
         names = None
     if names is None:
-        patterns = [glob.escape(name) for name in TEXT_FILES]
+        patterns = [glob.escape(name) for name in (*TEXT_FILES, *OTHER_FILES)]
     else:
         wanted = wanted_files(names)
         if not wanted and (name := _onnx_name(found, names)):
@@ -266,7 +267,8 @@ def wanted_files(names: Iterable[str]) -> list[str]:
         single = [name for name in sorted(present) if name.endswith(SINGLE_FILES)]
         return single if len(single) == 1 else []
     templates = [name for name in sorted(present) if _TEMPLATE.fullmatch(name)]
-    return [name for name in TEXT_FILES if name in present] + templates + weights
+    texts = [name for name in (*TEXT_FILES, *OTHER_FILES) if name in present]
+    return texts + templates + weights
 
 
 def _refuse_content(found: HubId, names: list[str]) -> NoReturn:

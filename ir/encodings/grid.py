@@ -102,11 +102,12 @@ def shifted(unpacked: Unpacked, zero_point: int, low: int, high: int) -> Unpacke
     """Return the same values with code `zero_point` standing for 0 in every group.
 
     Raises:
-        QuantizationError: offsets or fractional zero points exist, or a code leaves low..high.
+        QuantizationError: an offset is no whole number of steps, a zero point is fractional, or a
+            code leaves low..high.
     """
     codes, scales = unpacked.codes, unpacked.scales
     if scales.offset is not None:
-        raise QuantizationError(UNNAMED, "its groups have offsets, the target's have none")
+        scales = replace(scales, zero_point=whole_zero(scales.offset, scales.scale), offset=None)
     zero = scales.zero_point
     if zero is not None and zero.dtype.kind == "f":
         if not np.array_equal(zero, np.rint(zero)):
@@ -191,6 +192,18 @@ def fractional_zero(offset: NDArray[np.float32], scale: NDArray[np.float32]) -> 
     zero = -offset
     np.divide(zero, scale, out=zero, where=~flat)
     return zero
+
+
+def whole_zero(offset: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Return the whole zero points that stand for offsets exactly, [rows, groups].
+
+    Raises:
+        QuantizationError: an offset is no whole number of steps.
+    """
+    whole = np.rint(fractional_zero(offset, scale))
+    if not np.array_equal(-whole * scale, offset) or np.abs(whole).max(initial=0) > 1 << 20:
+        raise QuantizationError(UNNAMED, "an offset is no whole number of steps")
+    return whole.astype(np.int32)
 
 
 def stored_offset(scales: Scales, dtype: np.dtype[np.generic]) -> Array:

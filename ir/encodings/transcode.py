@@ -29,6 +29,7 @@ class Verdict(str, Enum):
     EXACT = "exact"
     REGROUPED = "exact after regrouping"
     EXACT_TO_ROUNDING = "exact to rounding"
+    OFFSETS_ROUNDED = "exact codes, rounded offsets"
     ROUNDED = "rounded"
     QUANTIZED = "quantized"
     REFUSED = "refused"
@@ -39,8 +40,13 @@ class Verdict(str, Enum):
 
     @property
     def is_lossless(self) -> bool:
-        """Whether codes are carried: exact, regrouped, or one rounding of a value or an offset."""
+        """Whether the way back is possible: exact, regrouped, or one float32 rounding."""
         return self in (Verdict.EXACT, Verdict.REGROUPED, Verdict.EXACT_TO_ROUNDING)
+
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether nothing is chosen anew: lossless, or but for offsets that are rounded once."""
+        return self.is_lossless or self is Verdict.OFFSETS_ROUNDED
 
 
 def judge(source: Encoding, target: Encoding) -> Verdict:
@@ -97,7 +103,7 @@ def lossless_alternatives(source: Encoding) -> list[Encoding]:
 def transcode(tensor: Tensor, target: Encoding) -> Tensor:
     """Return the tensor in another encoding, lazily; values change at most by the verdict's words.
 
-    Dense to smaller dense rounds and checks the range. Everything else must be lossless.
+    Dense to smaller dense rounds and checks the range. Everything else must keep the codes.
 
     Raises:
         UnsupportedError: the target cannot hold the source's values; alternatives are named.
@@ -108,7 +114,7 @@ def transcode(tensor: Tensor, target: Encoding) -> Tensor:
         return tensor
     verdict = judge(tensor.encoding, target)
     dense_rounding = verdict is Verdict.ROUNDED and not tensor.encoding.is_quantized
-    if not verdict.is_lossless and not dense_rounding:
+    if not verdict.keeps_codes and not dense_rounding:
         raise refusal(tensor, target)
     with naming(tensor.name):
         target.part_specs(tensor.rows, tensor.columns)
@@ -315,10 +321,14 @@ def _zero_points(source: Grid, target: Grid) -> tuple[Verdict, bool] | None:
         if not codes_fit:
             return None
         if target.zero == "offset" and target.scale_dtype != "float32":
-            return rounding, True  # of -zero_point * scale
+            return Verdict.OFFSETS_ROUNDED, True
         return _sum_of_products(source), target.zero == "integer"
     if target.zero == "fixed":
-        if source.zero not in ("fixed", "integer"):
+        if source.zero == "offset":
+            # Offsets that are whole steps, as symmetric codes have them, are zero points.
+            inside = source.high - source.low <= target.high - target.low
+            return (Verdict.EXACT, True) if inside else None
+        if source.zero == "float":
             return None
         low, high = source.signed_range
         target_low, target_high = target.signed_range

@@ -17,7 +17,7 @@ from support.checkpoint_words import gptq_arrays
 from support.model_folders import outputs_of
 from support.safetensors_files import write_folder
 
-G, A, C = "hf:gptq", "hf:awq", "hf:compressed-tensors"
+G, A, C, M = "hf:gptq", "hf:awq", "hf:compressed-tensors", "hf:mlx"
 EXACT, REGROUPED = "exact", "exact after regrouping"
 IDS = [1, 5, 9, 100, 200, 33, 7]
 
@@ -56,6 +56,15 @@ PAIRS = [
     (C, "int5-g32", G, "int8-g32", EXACT),
     (C, "int5-g32", "gguf", "Q5_0", EXACT),
     (C, "int8", "gguf", "Q8_0", REGROUPED),
+    (G, "int4-g128", M, "int4-g128-bias", EXACT),
+    (G, "int3-g64", M, "int3-g64-bias", EXACT),
+    (G, "int8", M, "int8-g128-bias", REGROUPED),
+    (A, "int4-g64-asym", M, "int4-g64-bias-f32", EXACT),
+    (C, "int5-g32", M, "int5-g32-bias", EXACT),
+    (M, "int4-g64-bias", "gguf", "Q4_1", REGROUPED),
+    ("gguf", "Q4_0", M, "int4-g32-bias", EXACT),
+    ("gguf", "Q4_1", M, "int4-g32-bias", EXACT),
+    ("gguf", "Q8_0", M, "int8-g32-bias", EXACT),
     ("gguf", "Q4_0", G, "int4-g32", EXACT),
     ("gguf", "Q4_0", A, "int4-g32", EXACT),
     ("gguf", "Q4_0", C, "int4-g32", EXACT),
@@ -136,7 +145,7 @@ def test_offsets_hold_zero_points_to_one_rounding(
         overrides=[("*embed_tokens*", "float32"), ("lm_head*", "float32")],
     )  # fmt: skip
     verdicts = {t.verdict for t in report.tensors if t.encoding == "Q4_1"}
-    assert verdicts == {"exact to rounding"}
+    assert verdicts == {"exact codes, rounded offsets"}
     before, after = read(origin).by_key(), read(tmp_path / "m.gguf").by_key()
     for key, tensor in before.items():
         if not tensor.encoding.is_quantized:
@@ -169,6 +178,20 @@ def test_offsets_of_blocks_are_no_zero_points(folder: Path, tmp_path: Path) -> N
     origin = made(folder, "gguf", "Q4_1")
     with pytest.raises(UnsupportedError, match=r"Q4_1 in hf:gptq without loss"):
         pipeline.convert(origin, tmp_path / "out", to=G)
+
+
+@pytest.mark.parametrize("type_name", ["int4-g64", "int4-g64-asym", "int3-g32", "int8-g128"])
+def test_mlx_gives_back_what_it_was_given(folder: Path, tmp_path: Path, type_name: str) -> None:
+    origin = made(folder, G, type_name)
+    pipeline.convert(origin, tmp_path / "mlx", to=M)
+    pipeline.convert(tmp_path / "mlx", tmp_path / "again", to=G)
+    before, after = arrays_of(origin), arrays_of(tmp_path / "again")
+    for name, array in before.items():
+        if name.endswith((".qweight", ".scales", ".g_idx")):
+            assert array.tobytes() == after[name].astype(array.dtype).tobytes(), name
+    values = [read(path).by_key() for path in (origin, tmp_path / "again")]
+    for key, tensor in values[0].items():
+        assert np.array_equal(tensor.decode(), values[1][key].decode()), key
 
 
 def test_a_decoder_runs_alike_from_each_of_them(folder: Path) -> None:

@@ -9,6 +9,7 @@ from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings.affine import Affine, ZeroPoint
 from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.encodings.encoding import Encoding
+from halfbyte.ir.encodings.transcode import Verdict, judge
 from halfbyte.ir.profile import nearest_first, stays_float
 from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import Tensor
@@ -78,10 +79,19 @@ class CheckpointProfile:
         if not own.is_quantized or not is_linear(tensor) or self._is_head(tensor):
             found += [Dense(name) for name in FLOATS]
         found += [e for e in (*_neighbours(own), *self.others) if self.accepts(tensor, e)]
-        return nearest_first(own, [e for e in dict.fromkeys(found) if e != own])
+        held = nearest_first(own, [e for e in dict.fromkeys(found) if e != own])
+        return sorted(held, key=lambda other: _price(own, other))
 
     def _is_head(self, tensor: Tensor) -> bool:
         return self.leaves_head and tensor.role is Role.OUTPUT_HEAD
+
+
+def _price(own: Encoding, other: Encoding) -> tuple[int, int, float]:
+    """Return what orders encodings: the groups of `own` before others, then the fewest bits."""
+    verdict = judge(own, other)
+    if not verdict.is_lossless or not other.is_quantized:
+        return 1, 0, 0.0
+    return 0, int(verdict is Verdict.REGROUPED), other.bits_per_weight
 
 
 def _neighbours(own: Encoding) -> list[Encoding]:
