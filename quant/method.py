@@ -40,7 +40,7 @@ class MethodOptions:
     static_groups: bool = False
     group_search: bool = True
     trials: bool = True
-    refine: int = 1
+    refine: int = 0
     alpha: float = 0.25
     block: int = 128
     true_sequential: bool = True

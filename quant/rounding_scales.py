@@ -7,7 +7,7 @@ has already moved. Every scale, zero point and offset that it gives is one the e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from halfbyte.ir.encodings.affine import WIDEST_SIGNED_EXTREME, Affine
 from halfbyte.ir.encodings.dense import FLOATS
-from halfbyte.ir.encodings.encoding import Array, Encoding, Scales
+from halfbyte.ir.encodings.encoding import Array, Encoding
 from halfbyte.ir.encodings.ggml_blocks import SmallBlock
 from halfbyte.ir.encodings.ggml_fp4 import MXFP4, NVFP4, ue4m3_values
 from halfbyte.ir.encodings.ggml_legacy import LegacyBlock
@@ -273,12 +273,42 @@ def _pairs(low: Float, high: Float, top: int) -> Candidates:
     return Candidates(half((high - low) / np.float32(top)), offset=half(low))
 
 
-def search_of(encoding: Encoding) -> Search | None:
-    """Return how scales of an encoding are found; None where only its own `fit` knows."""
+@dataclass(frozen=True)
+class PlainRange:
+    """The range from smallest to largest value; `nearest` as in the search that it stands for."""
+
+    row: Affine  # the same encoding with one group for a row
+    search: Search
+
+    @property
+    def block(self) -> int:
+        """Return the columns whose scales depend on each other."""
+        return self.search.block
+
+    def begin(self, x: Float, weight: Float) -> None:
+        """Do nothing: groups are independent."""
+
+    def candidates(self, group: int, x: Float, weight: Float, more: bool) -> Candidates:
+        """Return the only grid."""
+        scales = self.row.fit(x)
+        zero = scales.zero_point
+        return Candidates(scales.scale, None if zero is None else zero.astype(np.float32))
+
+    def nearest(self, scale: Float, minimum: Float, present: Candidates) -> Candidates:
+        """Return grids next to a scale and a value of code 0."""
+        return self.search.nearest(scale, minimum, present)
+
+
+def search_of(encoding: Encoding, plain: bool = False) -> Search | None:
+    """Return how scales of an encoding are found; None where only its own `fit` knows.
+
+    plain: affine groups take their whole range.
+    """
     from halfbyte.quant.rounding_superblocks import SUPERBLOCKS, SuperBlocks
 
     if isinstance(encoding, Affine):
-        return _affine(encoding)
+        row = replace(encoding, group_size=0, act_order=False)
+        return PlainRange(row, _affine(encoding)) if plain else _affine(encoding)
     if isinstance(encoding, LegacyBlock):
         grid = encoding.grid
         if encoding.HAS_OFFSET:
@@ -298,8 +328,3 @@ def search_of(encoding: Encoding) -> Search | None:
         both = levels[0] != -levels[-1]
         return OneScale(encoding.GROUP, levels, _to_dtype("float16"), both)
     return None
-
-
-def grid_fields(scales: Scales) -> dict[str, Array]:
-    """Return the stored numbers of scales, [rows, ...] each, as they may be changed."""
-    return {name: np.array(array) for name, array in (scales.fields or {}).items()}

@@ -93,9 +93,16 @@ def _solved(
         chunk = weight[start : start + step]
         plain = encode(chunk, start, needed)
         found, told = _chunk(chunk, encoding, plain, problem, options, solver)
+        errors, plain_errors = (
+            _output_errors(chunk, encoding, parts, problem, solver) for parts in (found, plain)
+        )
+        if not problem.by_group:
+            worse = errors > plain_errors
+            found = _rows_of(encoding, worse, plain, found, columns)
+            errors = np.minimum(errors, plain_errors)
         pieces.append(found)
-        error += _output_error(chunk, encoding, found, problem, solver)
-        plain_error += _output_error(chunk, encoding, plain, problem, solver)
+        error += float(errors.sum())
+        plain_error += float(plain_errors.sum())
         if told and told not in note:
             note = f"{note}; {told}" if note else told
     return Solved(_joined(encoding, pieces, weight.shape), error, plain_error, note)
@@ -113,12 +120,42 @@ def _joined(
     }
 
 
-def _output_error(
+def target_of(weight: Float, problem: Problem, solver: Solver) -> Float:
+    """Return the values aimed at, [rows, columns] in the order of rounding.
+
+    For GPTAQ they are the least-squares answer to the float model's output on the inputs at hand.
+    """
+    ordered = np.ascontiguousarray(weight[:, problem.order])
+    if problem.shift is None:
+        return ordered
+    return ordered + solver.product(ordered, np.ascontiguousarray(problem.shift.T))
+
+
+def _rows_of(
+    encoding: Encoding,
+    first: NDArray[np.bool_],
+    one: dict[str, Array],
+    other: dict[str, Array],
+    columns: int,
+) -> dict[str, Array]:
+    """Return `one` in the rows `first`, `other` elsewhere."""
+    if not first.any():
+        return other
+    specs = encoding.part_specs(len(first), columns)
+    mixed = {}
+    for name, array in other.items():
+        chosen = first.reshape(-1, *[1] * (array.ndim - 1))
+        mixed[name] = np.where(chosen, one[name], array) if specs[name].per_row else array
+    return mixed
+
+
+def _output_errors(
     weight: Float, encoding: Encoding, parts: dict[str, Array], problem: Problem, solver: Solver
-) -> float:
+) -> NDArray[np.float64]:
+    """Return the mean squared error of each row's output."""
     decoded = encoding.decode(parts, weight.shape[1]).astype(np.float32)
-    gap = np.ascontiguousarray((weight - decoded)[:, problem.order])
-    return float(solver.row_errors(gap, problem.plain).sum())
+    gap = target_of(weight, problem, solver) - decoded[:, problem.order]
+    return np.maximum(solver.row_errors(gap, problem.plain), 0)
 
 
 def _chunk(
@@ -137,11 +174,11 @@ def _chunk(
     start = encoding.unpack(plain, weight.shape[1]).scales
     if column_grid(encoding, start, weight.shape[1]) is None:
         return plain, f"{encoding.name} has no grid: rounded to nearest"
-    return _Rounding(weight, encoding, start, problem, options, solver).parts(), ""
+    return Rounding(weight, encoding, start, problem, options, solver).parts(), ""
 
 
 @dataclass
-class _Rounding:
+class Rounding:
     """One pass of GPTQ over the columns of some rows."""
 
     weight: Float
@@ -157,7 +194,7 @@ class _Rounding:
         state = GridState(self.encoding, self.start, problem.order, problem.by_group)
         values = np.ascontiguousarray(self.weight.T[problem.order])
         codes = np.zeros(values.shape, np.int16)
-        search = search_of(self.encoding)
+        search = search_of(self.encoding, plain=not self.options.group_search)
         sorts = not problem.by_group and self.options.act_order == "static"
         if search is None or self.options.static_groups or sorts:
             if search is not None:
@@ -167,16 +204,17 @@ class _Rounding:
             self._choose_and_sweep(state, search, values, codes)
         if self.options.refine:
             rounds = self.options.refine
-            refine(self._target(), problem, state, search, codes, rounds, self.solver)
+            target = target_of(self.weight, problem, self.solver)
+            refine(target, problem, state, search, codes, rounds, self.solver)
         return state.pack(codes)
 
-    def _target(self) -> Float:
-        """Return the values aimed at, [rows, columns] in the order of rounding."""
-        weight = np.ascontiguousarray(self.weight[:, self.problem.order])
-        if self.problem.shift is None:
-            return weight
-        shift = np.ascontiguousarray(self.problem.shift.T)
-        return weight + self.solver.product(weight, shift)
+    def on_given_grids(self) -> dict[str, Array]:
+        """Return the rows by one pass over the columns, on the scales that were given."""
+        state = GridState(self.encoding, self.start, self.problem.order, self.problem.by_group)
+        values = np.ascontiguousarray(self.weight.T[self.problem.order])
+        codes = np.zeros(values.shape, np.int16)
+        self._sweep(values, 0, len(values), state.grid, codes)
+        return state.pack(codes)
 
     def _sweep(self, values: Float, first: int, last: int, grid: ColumnGrid, codes: Codes) -> None:
         problem = self.problem

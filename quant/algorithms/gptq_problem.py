@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings.encoding import Encoding
+from halfbyte.ir.encodings.ggml_iq import IQBlock
 from halfbyte.ir.encodings.grid import UNNAMED
 from halfbyte.quant.calibration.statistics import InputStatistics
 from halfbyte.quant.method import MethodOptions
@@ -71,8 +72,11 @@ def prepare(
     if not unit > 0:
         return None
     by_group = bool(getattr(encoding, "act_order", False)) and options.act_order != "static"
-    sorts = by_group or options.act_order == "static"
+    whole_points = isinstance(encoding, IQBlock)
+    sorts = by_group or (options.act_order == "static" and not whole_points)
     note = ""
+    if options.act_order == "static" and whole_points:
+        note = f"{encoding.name} has points of several columns, they stay as they stand"
     if options.act_order == "group" and not by_group:
         note = f"{encoding.name} stores no group of columns, they stay as they stand"
     # A common factor changes no code; without it tiny and huge inputs leave float32's range.
