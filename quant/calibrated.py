@@ -8,14 +8,14 @@ inside loops and branches, are rounded without data.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.ir.model import Model
 from halfbyte.quant.calibration.batches import Batches, completed
-from halfbyte.quant.calibration.random_tokens import with_random_tokens
+from halfbyte.quant.calibration.own_text import with_own_text
 from halfbyte.quant.calibration.report import CalibrationReport as CalibrationReport
 from halfbyte.quant.calibration.report import WeightReport as WeightReport
 from halfbyte.quant.calibration.walk import Walk
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from halfbyte.quant.solver import Solver
 
 ACTIVATION_LIMIT_BYTES = 256 << 20
-WITH_RANDOM_TOKENS = ("best",)
+WITH_OWN_TEXT = ("best",)
 ProgressFor = Callable[[int], Callable[[int], None] | None]
 
 
@@ -81,12 +81,14 @@ def quantize_calibrated(
             f"method {chain.name}: neither calibration data nor statistics were given, one is "
             "required; give --calib or --stats"
         )
-    if batches is not None and chain.rounding in WITH_RANDOM_TOKENS:
-        batches = with_random_tokens(batches, model.graph, model.tokenizer)
+    note = ""
+    if batches is not None and statistics is None and chain.rounding in WITH_OWN_TEXT:
+        batches, note = with_own_text(batches, model, options.device, options.threads)
     runs = None if batches is None else completed(batches, model.graph)
     spool = Spool(options.folder if journal is None else journal)
     walk = Walk(model, plan, chain, options, solver, spool, runs, statistics)
-    return walk.result(progress)
+    made, report = walk.result(progress)
+    return made, replace(report, warnings=(*report.warnings, note)) if note else report
 
 
 def transformed_model(

@@ -14,7 +14,7 @@ from halfbyte.quant.transforms import TRANSFORMS
 ActOrder = Literal["none", "static", "group"]
 ACT_ORDERS: tuple[ActOrder, ...] = ("none", "static", "group")
 # Methods that aim at the output of the float model, so that both models must run.
-FLOAT_STREAM = ("gptaq",)
+FLOAT_STREAM = ("gptaq", "best")
 
 
 @dataclass(frozen=True)
