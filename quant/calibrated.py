@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from halfbyte.quant.calibration.saved import SavedStatistics
     from halfbyte.quant.solver import Solver
 
-ACTIVATION_LIMIT_BYTES = 256 << 20
+ACTIVATION_LIMIT_BYTES = 128 << 20
 WITH_OWN_TEXT = ("best",)
 ProgressFor = Callable[[int], Callable[[int], None] | None]
 

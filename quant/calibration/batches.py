@@ -13,7 +13,7 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.ir.graph import Graph
 
 Array = NDArray[Any]
-RUN_TOKENS = 2048
+RUN_TOKENS = 1024
 MASK = "attention_mask"
 TOKEN_IDS = "input_ids"
 

@@ -84,7 +84,7 @@ def collect(
     weights: Collection[str] | None = None,
     hessian: bool = True,
     facts: Mapping[str, Any] | None = None,
-    activation_limit_bytes: int = 256 << 20,
+    activation_limit_bytes: int = 128 << 20,
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,
