@@ -76,7 +76,8 @@ def nearest_doubled(steps: Float) -> Float:
     nearest = np.divide(steps, apart, out=magnitude)
     np.rint(nearest, out=nearest)
     nearest *= apart
-    return np.clip(nearest, np.float32(-12), np.float32(12), out=nearest)
+    found: Float = np.clip(nearest, np.float32(-12), np.float32(12), out=nearest)
+    return found
 
 
 def e4m3_bytes(values: Float) -> NDArray[np.uint8]:
