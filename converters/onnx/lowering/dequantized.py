@@ -209,7 +209,8 @@ def _codes(tensor: Tensor, container: Container, start: int, stop: int) -> Array
 def _stored(codes: NDArray[np.int32], container: Container) -> Array:
     """Return codes that fit a container in its type; those below 8 bits take a byte each."""
     if container.dtype == FLOAT8:
-        return (codes.astype(np.float32) * UNIT).astype(numpy_dtype(FLOAT8))
+        floats: Array = (codes.astype(np.float32) * UNIT).astype(numpy_dtype(FLOAT8))
+        return floats
     byte = np.uint8 if container.dtype.startswith("u") else np.int8
     return codes.astype(byte).view(numpy_dtype(container.dtype))
 
