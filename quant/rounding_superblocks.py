@@ -27,8 +27,6 @@ _ONES = (0, 1, -1, 2, -2, 3, -3)
 class SuperBlocks:
     """The search of one encoding; holds the numbers of the block that was begun last."""
 
-    block = BLOCK
-
     def __init__(self, encoding: Encoding) -> None:
         """Take the encoding."""
         self._encoding = encoding
@@ -42,6 +40,11 @@ class SuperBlocks:
         self.levels = tuple(listed)
         self.low, self.high = SCALE_CODES[encoding.name]
         self._fields: dict[str, Array] = {}
+
+    @property
+    def block(self) -> int:
+        """Return the columns whose scales depend on each other."""
+        return BLOCK
 
     def begin(self, x: Float, weight: Float) -> None:
         """Choose the numbers of the block x [rows, 256]."""
@@ -105,4 +108,5 @@ def _steps(reach: int) -> Array:
 
 def _floor_of(value: Float, unit: Float) -> Array:
     steps = np.divide(value, unit, out=np.zeros_like(value), where=unit != 0)
-    return np.floor(np.clip(steps, -256, 256)).astype(np.int32)
+    whole: Array = np.floor(np.clip(steps, -256, 256)).astype(np.int32)
+    return whole

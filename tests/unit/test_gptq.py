@@ -84,6 +84,7 @@ def plain_gptq(
     """Round column after column; the rest moves by the inverse hessian of the columns left."""
     left = weight.copy()
     scale = np.repeat(grid.scales.scale, grid.scales.group_size, axis=1).astype(np.float64)
+    assert grid.scales.zero_point is not None
     zero = np.repeat(grid.scales.zero_point, grid.scales.group_size, axis=1)
     codes = np.zeros_like(weight)
     for k in range(weight.shape[1]):
