@@ -161,7 +161,8 @@ class _Refit:
             steps = [
                 (n - o).astype(np.float32)[:, None] for n, o in zip(new, (d, dmin), strict=True)
             ]
-            gradient -= self._pushed(u * steps[0] + lift * steps[1], columns)
+            moved: Float = u * steps[0] + lift * steps[1]
+            gradient -= self._pushed(moved, columns)
 
     def _values(self) -> Float:
         grid = self.state.grid

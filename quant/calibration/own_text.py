@@ -96,4 +96,4 @@ def _sampled(logits: NDArray[np.float32], random: Callable[[int], Doubles]) -> N
     wide = logits.astype(np.float64)
     reach = np.exp(wide - wide.max(axis=1, keepdims=True)).cumsum(axis=1)
     places = random(len(reach))[:, None] * reach[:, -1:]
-    return np.minimum((reach <= places).sum(axis=1), reach.shape[1] - 1)
+    return np.asarray(np.minimum((reach <= places).sum(axis=1), reach.shape[1] - 1))

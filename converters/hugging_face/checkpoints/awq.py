@@ -56,7 +56,8 @@ def pack_outputs(codes: NDArray[np.uint8]) -> NDArray[np.int32]:
     words = np.zeros((outputs // 8, columns), np.uint32)
     for nibble, output in enumerate(ORDER):
         words |= lanes[:, output].astype(np.uint32) << np.uint32(4 * nibble)
-    return words.view(np.int32).T
+    packed: NDArray[np.int32] = words.view(np.int32).T
+    return packed
 
 
 def unpack_outputs(words: Array) -> NDArray[np.uint8]:
@@ -200,7 +201,8 @@ def _arrays(tensor: Tensor) -> list[StoredArray]:
         return pack_outputs(unpack_bits(packed, BITS, columns))
 
     def scales(start: int, stop: int) -> Array:
-        return tensor.parts["scales"].read(start, stop).T
+        stored: Array = tensor.parts["scales"].read(start, stop).T
+        return stored
 
     def zeros(start: int, stop: int) -> Array:
         if encoding.symmetric:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from halfbyte.converters.hugging_face.checkpoints.checkpoint import Quantization
 from halfbyte.errors import FormatError
@@ -51,7 +51,7 @@ class Groups:
             entry = Group(said, weights, activations)
             self._targets += [(target, entry) for target in targets]
 
-    def _fail(self, rule: str) -> None:
+    def _fail(self, rule: str) -> NoReturn:
         raise FormatError(self._where, f"{rule}; correct the config")
 
     def of(self, module: str) -> Group:

@@ -218,4 +218,5 @@ class _ZeroWords:
             require_zeros(self._tensor.name, zeros, bits)
         packed = pack_words(np.ascontiguousarray(zeros.T), bits).T
         skipped = start - start // bits * bits
-        return packed[skipped : skipped + stop - start]
+        kept: Array = packed[skipped : skipped + stop - start]
+        return kept

@@ -164,4 +164,5 @@ class _SignedBytes:
     def read(self, start: int = 0, stop: int | None = None) -> Array:
         """Return rows [start, stop)."""
         codes = np.ascontiguousarray(self._codes.read(start, stop))
-        return (codes ^ np.uint8(0x80)).view(np.int8)
+        shifted: Array = (codes ^ np.uint8(0x80)).view(np.int8)
+        return shifted

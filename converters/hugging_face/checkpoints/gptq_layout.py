@@ -79,10 +79,12 @@ def _arrays(tensor: Tensor, v2: bool) -> list[StoredArray]:
     words = word_count(columns, encoding.bits)
 
     def codes(start: int, stop: int) -> Array:
-        return as_words(tensor.parts["codes"].read(start, stop), words).T
+        packed: Array = as_words(tensor.parts["codes"].read(start, stop), words).T
+        return packed
 
     def scales(start: int, stop: int) -> Array:
-        return tensor.parts["scales"].read(start, stop).T
+        stored: Array = tensor.parts["scales"].read(start, stop).T
+        return stored
 
     order: Any = np.arange(columns, dtype=np.int32) // (encoding.group_size or columns)
     if encoding.act_order:

@@ -102,7 +102,7 @@ def part_of(tensor: Tensor) -> Part:
 
 def scale_dtype(tensor: Tensor) -> str:
     """Return the name of the dtype of stored scales."""
-    return part_of(tensor).dtype.name
+    return str(part_of(tensor).dtype.name)
 
 
 def by_module(
