@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import click
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from halfbyte.cli.options import Decorator, section
 
 MODES = ("none", "int8-static", "int8-dynamic")
 METHODS = ("minmax", "average", "percentile", "entropy", "mse")
 TARGETS = ("x86", "x86-avx2", "arm", "gpu")
 
 
-def activation_options() -> Callable[[Function], Function]:
+def activation_options() -> Decorator:
     """Add --activations, --calibration-method, --target and --keep-float."""
     added = (
         click.option(
@@ -47,9 +44,4 @@ def activation_options() -> Callable[[Function], Function]:
         ),
     )
 
-    def add(function: Function) -> Function:
-        for option in reversed(added):
-            function = option(function)
-        return function
-
-    return add
+    return section("Integer activations of ONNX files", *added)

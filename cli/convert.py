@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from halfbyte.convert_report import ConvertReport
+    from halfbyte.quant.calibration.report import CalibrationReport, WeightReport
 
 
 def summary_table(report: ConvertReport) -> Table:
@@ -60,6 +61,35 @@ def plan_table(report: ConvertReport) -> Table:
     return table
 
 
+def calibration_table(report: CalibrationReport) -> Table:
+    """Return weights and errors by encoding and method."""
+    from rich.table import Table
+
+    groups: dict[tuple[str, str], list[WeightReport]] = {}
+    for weight in report.weights:
+        groups.setdefault((weight.encoding, weight.method), []).append(weight)
+    table = Table()
+    for column in ("type", "method", "weights", "output error beside rounding's", "worst weight"):
+        table.add_column(column, justify="right" if column == "weights" else "left")
+    for (encoding, method), weights in groups.items():
+        known = {w.name: w.error / w.rtn_error for w in weights if w.error and w.rtn_error}
+        mean = f"{100 * sum(known.values()) / len(known):.0f} %" if known else ""
+        name = max(known, key=known.__getitem__, default="")
+        worst = f"{100 * known[name]:.0f} % {name}" if name else ""
+        table.add_row(encoding, method, str(len(weights)), mean, worst)
+    return table
+
+
+def _print_calibration(report: CalibrationReport) -> None:
+    print_table(calibration_table(report))
+    print(report)
+    if report.least_tokens is not None:
+        print(f"experts: the least used saw {report.least_tokens} tokens")
+    if report.largest:
+        name = max(report.largest, key=report.largest.__getitem__)
+        print(f"largest activation: {report.largest[name]:.4g} in {name}")
+
+
 def _print_forecast(report: ConvertReport) -> None:
     print_table(plan_table(report))
     what = f"{report.bytes} bytes ({size_text(report.bytes)})"
@@ -90,7 +120,7 @@ def show_report(report: ConvertReport, as_json: bool, quiet: bool) -> None:
         f"peak anonymous memory {memory}"
     )
     if report.calibration is not None:
-        print(report.calibration)
+        _print_calibration(report.calibration)
     if report.pushed_to:
         print(f"uploaded to {report.pushed_to}")
 

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import click
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
+SECTION = "halfbyte_section"
 
 DEVICES = ("cpu", "cuda", "metal")
 
@@ -17,7 +19,7 @@ SIZE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 SIZE_UNITS |= {f"{name}I": 1 << (10 * power) for power, name in enumerate("KMGT", 1)}
 
 
-def _size(context: click.Context, option: click.Parameter, text: str) -> int:
+def byte_size(context: click.Context, option: click.Parameter, text: str) -> int:
     """Return the bytes of a size, plain or with a unit: 500M, 2G, 1.5GiB; 0 for an empty text."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]I?)?B?", text.strip().upper())
     size = int(float(match[1]) * SIZE_UNITS[match[2] or ""]) if match else 0
@@ -40,9 +42,39 @@ def _stack(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
     return apply
 
 
+def section(name: str, *options: Callable[[Any], Any]) -> Decorator:
+    """Return a decorator that adds options under a heading of the help, see `SectionedCommand`."""
+
+    def apply(function: Any) -> Any:
+        before = len(getattr(function, "__click_params__", ()))
+        function = _stack(*options)(function)
+        for param in function.__click_params__[before:]:
+            if not hasattr(param, SECTION):
+                setattr(param, SECTION, name)
+        return function
+
+    return apply
+
+
+class SectionedCommand(click.Command):
+    """A command whose help lists options under headings; those without one come first."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options."""
+        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(param, SECTION, "Options"), []).append(record)
+        for name, rows in groups.items():
+            with formatter.section(name):
+                formatter.write_dl(rows)
+
+
 def output_options() -> Callable[[Function], Function]:
     """Add --json and --quiet."""
-    return _stack(
+    return section(
+        "Machine and messages",
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
         click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
     )
@@ -59,7 +91,8 @@ def _usable(context: click.Context, option: click.Parameter, device: str) -> str
 
 def device_options() -> Callable[[Function], Function]:
     """Add --device and --threads; 0 threads means all processors."""
-    return _stack(
+    return section(
+        "Machine and messages",
         click.option(
             "--device",
             type=click.Choice(DEVICES),
@@ -90,7 +123,8 @@ def compute_option(default: str) -> Callable[[Function], Function]:
 
 def source_options() -> Callable[[Function], Function]:
     """Add --revision and --allow-pickle."""
-    return _stack(
+    return section(
+        "Source",
         click.option("--revision", default="", help="Branch, tag or commit of a hub id."),
         click.option(
             "--allow-pickle",
@@ -111,7 +145,8 @@ def _adapters(
 
 def write_options() -> Callable[[Function], Function]:
     """Add the options that convert and quantize share."""
-    return _stack(
+    return section(
+        "Output",
         click.option(
             "--to",
             default="",
@@ -146,7 +181,7 @@ def write_options() -> Callable[[Function], Function]:
             "--split-max-size",
             "split_max_bytes",
             default="",
-            callback=_size,
+            callback=byte_size,
             metavar="SIZE",
             help="Split the output into files of at most so much tensor data, e.g. 2G or 500M.",
         ),
@@ -172,7 +207,8 @@ def write_options() -> Callable[[Function], Function]:
 
 def quantize_options() -> Callable[[Function], Function]:
     """Add the options that only quantize has."""
-    return _stack(
+    return section(
+        "Types of tensors",
         click.option("--pure", is_flag=True, help="One type for all weights: no mix."),
         click.option(
             "--output-type", default="", metavar="ENC", help="Encoding of the output head."
@@ -191,31 +227,6 @@ def quantize_options() -> Callable[[Function], Function]:
             default="",
             metavar="FILE",
             help="Importance matrix, as llama-imatrix or `halfbyte imatrix` writes it.",
-        ),
-        click.option(
-            "--calib", default="", metavar="FILE", help="Text that calibrated methods run over."
-        ),
-        click.option(
-            "--calib-samples",
-            type=click.IntRange(min=1),
-            default=128,
-            show_default=True,
-            help="Sequences of it.",
-        ),
-        click.option(
-            "--calib-length",
-            type=click.IntRange(min=1),
-            default=512,
-            show_default=True,
-            help="Tokens of each sequence.",
-        ),
-        click.option(
-            "--calib-skip-first",
-            is_flag=True,
-            help="Leave each sequence's first token out of the statistics.",
-        ),
-        click.option(
-            "--stats", default="", metavar="FILE", help="Saved statistics, instead of --calib."
         ),
         click.option(
             "--compat",

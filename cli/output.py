@@ -89,5 +89,5 @@ def progress_bar(label: str, *, silent: bool, unit: str = "bytes") -> Iterator[B
         task = bar.add_task(label, total=None)
         yield Bar(
             lambda amount: bar.advance(task, amount),
-            lambda total: bar.update(task, total=total),
+            lambda total: bar.update(task, total=total, completed=0),
         )

@@ -17,6 +17,9 @@ from halfbyte.ir.roles import WeightKey
 from halfbyte.ir.tensor import Tensor
 from halfbyte.ir.tokenizer import Tokenizer
 
+# In `metadata`: with which method, options and data weights were calibrated, as JSON can hold it.
+CALIBRATION_KEY = "halfbyte.calibration"
+
 
 @dataclass(frozen=True)
 class Provenance:

@@ -48,7 +48,7 @@ from halfbyte.converters.gguf.vocabulary import tokenizer_keys
 from halfbyte.converters.gguf.writer import stored_type
 from halfbyte.converters.weight_map import in_rotary_order
 from halfbyte.errors import FormatError, UnsupportedError
-from halfbyte.ir.model import Model
+from halfbyte.ir.model import CALIBRATION_KEY, Model
 from halfbyte.ir.roles import Role, WeightKey
 from halfbyte.ir.tensor import ArrayPart, Tensor
 
@@ -122,7 +122,15 @@ def _copied(
         file_type = guess_file_type(tensors, pairs.get(FILE_TYPE_KEY))
     quantized = any(tensor.encoding.is_quantized for tensor in tensors)
     metadata = updated_pairs(pairs, file_type, quantized, at_end=choices.arranged)
-    return Output(with_pairs(metadata, choices.pairs), tensors, list(names))
+    return Output(
+        with_pairs(metadata, {**_calibration(model), **choices.pairs}), tensors, list(names)
+    )
+
+
+def _calibration(model: Model) -> dict[str, str]:
+    """Return the key that says how the weights were calibrated, if they were."""
+    held = model.metadata.get(CALIBRATION_KEY)
+    return {} if held is None else {CALIBRATION_KEY: json.dumps(held, sort_keys=True)}
 
 
 def file_order(name: str) -> tuple[int, bytes]:
@@ -156,7 +164,7 @@ def _converted(model: Model, architecture: Architecture, choices: GgufChoices) -
         log.warning("GGUF holds float64, but llama.cpp cannot compute with it: give --type float32")
     names = [*(tensor.name for tensor in explicit), *(tensor.name for tensor in kept.values())]
     metadata = _converted_metadata(model, architecture, tensors, choices.file_type)
-    return Output(with_pairs(metadata, choices.pairs), tensors, names)
+    return Output(with_pairs(metadata, {**_calibration(model), **choices.pairs}), tensors, names)
 
 
 def _kept(model: Model, architecture: Architecture) -> dict[WeightKey, Tensor]:

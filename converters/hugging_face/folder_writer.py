@@ -35,7 +35,7 @@ from halfbyte.converters.weight_map import from_canonical, in_rotary_order, name
 from halfbyte.errors import FormatError, UnsupportedError
 from halfbyte.files import atomic_file, atomic_folder, contained
 from halfbyte.ir.encodings.dense import Dense
-from halfbyte.ir.model import Model
+from halfbyte.ir.model import CALIBRATION_KEY, Model
 from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import Tensor, tensor_from_array
 
@@ -253,6 +253,9 @@ def _text_files(
     texts = {**_pooling_files(model.config), **texts}
     config = _config(model, architecture, texts.get(CONFIG_FILE))
     config = {k: v for k, v in config.items() if k not in QUANTIZATION_KEYS}
+    calibration = model.metadata.get(CALIBRATION_KEY)
+    if config and calibration is not None:
+        config[CALIBRATION_KEY.replace(".", "_")] = calibration
     if config or description.config:
         texts[CONFIG_FILE] = _json_bytes({**config, **description.config})
     return texts | {name: _json_bytes(held) for name, held in description.files.items()}

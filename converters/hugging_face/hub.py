@@ -81,7 +81,7 @@ def resolve(source: str, revision: str = "", allow_pickle: bool = True) -> Path:
             f"{source}: no such file or folder, and not a hub id (org/name[@revision]); "
             "check the path"
         )
-    _quiet_unless_terminal()
+    quiet_unless_terminal()
     if found.file:
         return (_onnx_file if found.file.endswith(ENDING) else _file)(found, found.file)
     return _repository(found, allow_pickle)
@@ -111,7 +111,7 @@ def push(path: str | Path, repository: str, *, revision: str = "", message: str 
     found = check_repository(repository, revision)
     if not local.exists():
         raise HalfbyteError(f"{local}: no such file or folder to upload; check the path")
-    _quiet_unless_terminal()
+    quiet_unless_terminal()
     api: Any = HfApi(library_name="halfbyte")
     options = {
         "repo_id": found.repository,
@@ -127,10 +127,11 @@ def push(path: str | Path, repository: str, *, revision: str = "", message: str 
             api.upload_file(path_or_fileobj=str(local), path_in_repo=local.name, **options)
         return str(url)
 
-    return _reported(found, upload, "uploaded")
+    return reported(found, upload, "uploaded")
 
 
-def _quiet_unless_terminal() -> None:
+def quiet_unless_terminal() -> None:
+    """Turn the library's progress bars off where nobody sees them."""
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
@@ -145,7 +146,7 @@ def _file(found: HubId, name: str) -> Path:
             found.repository, name, revision=found.revision or None, library_name="halfbyte"
         )
 
-    return Path(_reported(found, download, "downloaded"))
+    return Path(reported(found, download, "downloaded"))
 
 
 def _repository(found: HubId, allow_pickle: bool) -> Path:
@@ -197,7 +198,7 @@ def _snapshot(found: HubId, patterns: list[str], *, only_cached: bool = False) -
             library_name="halfbyte",
         )
 
-    return Path(_reported(found, download, "downloaded"))
+    return Path(reported(found, download, "downloaded"))
 
 
 def _onnx_file(found: HubId, name: str) -> Path:
@@ -285,7 +286,12 @@ def _refuse_content(found: HubId, names: list[str]) -> NoReturn:
     )
 
 
-def _reported(found: HubId, action: Callable[[], Result], done: str) -> Result:
+def reported(found: HubId, action: Callable[[], Result], done: str) -> Result:
+    """Return what a call of the library gives; done: what it does, for errors.
+
+    Raises:
+        HalfbyteError: it failed; in one line.
+    """
     try:
         return action()
     except HalfbyteError:

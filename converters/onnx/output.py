@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,13 @@ def write_model(model: Model, path: Path, options: WriteOptions) -> list[Written
     if options.activations:
         require_integers(lowered, path)
     kept = _kept(model)
+    facts = {str(k): str(v) for k, v in dict(kept.get("metadata_props") or {}).items()}
+    if CALIBRATION_KEY in model.metadata:
+        facts[CALIBRATION_KEY] = json.dumps(model.metadata[CALIBRATION_KEY], sort_keys=True)
     written = write_graph(
         lowered,
         path,
-        metadata={str(k): str(v) for k, v in dict(kept.get("metadata_props") or {}).items()},
+        metadata=facts,
         doc=str(kept.get("doc_string") or ""),
         opset=options.opset,
         threads=options.threads,

@@ -47,7 +47,7 @@ def with_own_text(
     length = 0 if given[0] is None else given[0].shape[1]
     count = min(len(starts), MOST_SEQUENCES)
     generator = np.random.default_rng(seed)
-    pool = _drawn(rows, model.tokenizer)
+    pool = text_tokens(rows, model.tokenizer)
     drawn = pool[generator.integers(len(pool), size=(count, length))]
     if len(np.unique(starts)) == 1:
         drawn[:, 0] = starts[0, 0]  # what every sequence begins with
@@ -69,7 +69,7 @@ def _cannot_write(model: Model) -> str:
     return "it is too large to run as a whole" if size > LARGEST_MODEL_BYTES else ""
 
 
-def _drawn(rows: int, tokenizer: Tokenizer | None) -> Ids:
+def text_tokens(rows: int, tokenizer: Tokenizer | None) -> Ids:
     """Return the ids of tokens that stand for text."""
     ids = np.arange(rows, dtype=np.int64)
     if tokenizer is None or not tokenizer.token_types:

@@ -40,6 +40,11 @@ class CalibrationReport:
     warnings: tuple[str, ...] = ()
 
     @property
+    def least_tokens(self) -> int | None:
+        """Return the rows that the expert with the fewest saw, None without experts."""
+        return min((min(weight.experts) for weight in self.weights if weight.experts), default=None)
+
+    @property
     def error_ratio(self) -> float | None:
         """Return the mean over the weights of error / rtn_error, None where none is known."""
         known = [w.error / w.rtn_error for w in self.weights if w.error is not None and w.rtn_error]

@@ -142,6 +142,7 @@ class Rounding:
             else:
                 tensor, record = kept
                 experts = tuple(record.pop("experts", ()))
+                self.largest[site.x.name] = record.pop("largest", 0.0)
                 yield name, tensor, WeightReport(**record, experts=experts)
         if not missing:
             return
@@ -170,7 +171,8 @@ class Rounding:
                     "; ".join(tally.notes),
                     tuple(counts),
                 )
-                yield name, writer.finish(asdict(report)), report
+                kept_record = {**asdict(report), "largest": self.largest.get(site.x.name, 0.0)}
+                yield name, writer.finish(kept_record), report
 
     def _dense(
         self,

@@ -3,110 +3,221 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from halfbyte.calibration_data import CalibrationData, DataRequest, read_calibration
 from halfbyte.errors import HalfbyteError
-from halfbyte.ir.model import Model
+from halfbyte.files import sha256
+from halfbyte.ir.model import CALIBRATION_KEY, Model
+from halfbyte.journal import Journal, code_identity, open_journal, text_hash
+from halfbyte.quant.method import MethodOptions
 
 if TYPE_CHECKING:
-    from halfbyte.quant.calibrated import CalibrationReport
+    from halfbyte.quant.calibrated import CalibrationReport, ProgressFor
     from halfbyte.quant.calibration.batches import Batches
+    from halfbyte.quant.calibration.saved import SavedStatistics
     from halfbyte.quant.method import Chain
     from halfbyte.quant.plan import Plan
+    from halfbyte.quant.solver import Solver
+    from halfbyte.quant.transforms import TransformOptions
 
-CHARACTERS = 5  # of a text to be tokenized at first, for each token that is wanted
+ACTIVATION_LIMIT_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
 class CalibrationRequest:
     """What a calibrated method works with.
 
-    data: a text file. samples: sequences of `length` tokens. skip_first: leave the first token of
-    each out of the statistics. stats: a file of statistics instead of data.
+    data: what it sees. random: sequences of random tokens beside it. stats: a file of statistics instead of data; save_stats: where statistics of the data
+    go. method: what bends the rounding. journal: keep what is finished beside the output.
     """
 
-    data: str = ""
-    samples: int = 128
-    length: int = 512
-    skip_first: bool = False
+    data: DataRequest = field(default_factory=DataRequest)
+    random: int = 0
     stats: str = ""
+    save_stats: str = ""
+    method: MethodOptions = field(default_factory=MethodOptions)
+    activation_limit_bytes: int = ACTIVATION_LIMIT_BYTES
+    journal: bool = True
+
+    def require(self, chain: Chain) -> None:
+        """Check that what is given is what the method works with.
+
+        Raises:
+            HalfbyteError: data is missing, or there are both data and statistics.
+        """
+        if self.stats and (self.data.sources or self.save_stats):
+            other = "--calib" if self.data.sources else "--save-stats"
+            raise HalfbyteError(f"quantize: --stats and {other} exclude each other; give one")
+        if chain.is_calibrated and not (self.stats or self.data.sources):
+            raise HalfbyteError(
+                f"quantize: method {chain.name} needs data, none is given; give --calib FILE, "
+                "--calib preset:novels or --stats FILE"
+            )
 
 
 @contextmanager
-def work_folder(output: Path, needed: bool) -> Iterator[Path | None]:
-    """Yield a folder beside the output for files that a calibration makes, None if not needed.
+def work_place(output: Path, chain: Chain, request: CalibrationRequest) -> Iterator[Journal]:
+    """Yield a journal of the output, or a passing folder where nothing can be taken up again.
 
     Raises:
         HalfbyteError: the output could not be written there.
     """
-    if not needed:
-        yield None
-        return
+    from halfbyte.quant.algorithms import CALIBRATED
+
     if not output.parent.is_dir():
         raise HalfbyteError(
             f"{output}: folder {str(output.parent)!r} does not exist; create it or write elsewhere"
         )
     if output.is_dir() and any(output.iterdir()):
         raise HalfbyteError(f"{output}: is a folder with content; name a new file or folder")
+    if request.journal and chain.rounding in CALIBRATED:
+        with open_journal(output) as journal:
+            yield journal
+        return
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        yield Path(folder)
+        made = Journal(Path(folder))
+        made.work.mkdir()
+        yield made
 
 
 def calibration_batches(model: Model, request: CalibrationRequest) -> Batches:
-    """Return the sequences of a text that a model is calibrated on.
+    """Return the runs of what was given as `--calib`.
 
     Raises:
-        HalfbyteError: the model has no tokenizer, or the text is too short.
+        HalfbyteError: as `read_calibration`.
     """
-    from halfbyte.converters.tokenizers.codec import Codec
-    from halfbyte.evaluation_data import beginning_of, read_text
-    from halfbyte.quant.calibration.batches import token_batches
-    from halfbyte.quant.calibration.text import token_chunks
+    return read_calibration(model, request.data).batches
 
-    if model.tokenizer is None:
-        raise HalfbyteError(
-            f"{model.provenance.source or 'model'}: has no tokenizer, calibrating on a text needs "
-            "one; convert the model together with its tokenizer"
-        )
-    codec = Codec(model.tokenizer)
-    text, wanted = read_text(request.data), request.samples * request.length
-    length = CHARACTERS * wanted
-    tokens = codec.encode(text[:length], add_special=True, parse_special=False)
-    while len(tokens) < wanted and length < len(text):
-        length *= 2
-        tokens = codec.encode(text[:length], add_special=True, parse_special=False)
-    table = token_chunks(
-        tokens, request.length, chunks=request.samples, first_token=beginning_of(codec)
-    )
-    del tokens
-    return token_batches(table, skip_first=request.skip_first)
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A model with every weight as planned, what was done, and notices."""
+
+    model: Model
+    report: CalibrationReport
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how to compute."""
+
+    threads: int = 1
+    device: str = "cpu"
+    compat: bool = False
 
 
 def calibrated(
     model: Model,
     plan: Plan,
     chain: Chain,
+    transforms: TransformOptions,
     request: CalibrationRequest,
-    folder: Path,
-    threads: int,
-    device: str,
-    compat: bool,
-) -> tuple[Model, CalibrationReport]:
-    """Return the model with every weight as planned; their parts lie in `folder`.
+    place: Journal,
+    machine: Machine,
+    source: str,
+    progress: ProgressFor | None = None,
+) -> Calibrated:
+    """Return the model with every weight as planned; their parts lie in the journal.
+
+    source: a hash of what the model was read from.
 
     Raises:
         HalfbyteError: neither data nor statistics are given, or they do not fit the model.
     """
     from halfbyte.quant.calibrated import CalibrationOptions, quantize_calibrated
-    from halfbyte.quant.calibration.saved import SavedStatistics
     from halfbyte.quant.solver import get_solver
 
-    saved = SavedStatistics(Path(request.stats)) if request.stats else None
-    batches = calibration_batches(model, request) if request.data and saved is None else None
-    options = CalibrationOptions(folder, device=device, threads=threads, compat=compat)
-    solver = get_solver(device, threads)
-    return quantize_calibrated(model, plan, chain, batches, options, solver, statistics=saved)
+    request.require(chain)
+    solver = get_solver(machine.device, machine.threads)
+    saved, data = _inputs(model, request)
+    facts = data.facts if saved is None else _facts_of(saved)
+    record = {"method": chain.name, "options": asdict(request.method), "data": facts}
+    batches = None if saved is not None else data.batches
+    job = {
+        "source": source,
+        "plan": text_hash([(d.tensor.name, str(d.target), str(d.source)) for d in plan.decisions]),
+        "method": text_hash([record["method"], record["options"], asdict(transforms)]),
+        "data": text_hash(facts),
+        "device": text_hash([machine.device, machine.compat]),
+        "code": code_identity(),
+    }
+    weights = place.weights(job)
+    if request.save_stats and batches is not None:
+        _save_statistics(model, batches, request, facts, place, solver, machine)
+    options = CalibrationOptions(
+        place.work,
+        request.method,
+        transforms,
+        request.activation_limit_bytes,
+        machine.device,
+        machine.threads,
+        machine.compat,
+    )
+    made, report = quantize_calibrated(
+        model,
+        plan,
+        chain,
+        batches,
+        options,
+        solver,
+        statistics=saved,
+        journal=weights,
+        progress=progress,
+    )
+    told = replace(made, metadata={**made.metadata, CALIBRATION_KEY: record})
+    return Calibrated(told, report, (*data.notices, *place.notices))
+
+
+def _inputs(
+    model: Model, request: CalibrationRequest
+) -> tuple[SavedStatistics | None, CalibrationData]:
+    """Return statistics, or the data with random sequences where these are wanted."""
+    from halfbyte.quant.calibration.batches import Batches
+    from halfbyte.quant.calibration.random_tokens import with_random_tokens
+    from halfbyte.quant.calibration.saved import SavedStatistics
+
+    if request.stats:
+        return SavedStatistics(Path(request.stats)), CalibrationData(Batches((), ()), {})
+    data = read_calibration(model, request.data)
+    batches = with_random_tokens(
+        data.batches, model.graph, model.tokenizer, request.data.seed, request.random
+    )
+    added = batches.samples - data.batches.samples
+    if request.random and not added:
+        raise HalfbyteError("--calib-random: the model takes no token ids; leave it out")
+    return None, CalibrationData(batches, {**data.facts, "random": added}, data.notices)
+
+
+def _facts_of(saved: SavedStatistics) -> Mapping[str, Any]:
+    """Return what a file of statistics says of its data, and the hash of the file."""
+    return {**saved.facts, "statistics": sha256(saved.path)}
+
+
+def _save_statistics(
+    model: Model,
+    batches: Batches,
+    request: CalibrationRequest,
+    facts: Mapping[str, Any],
+    place: Journal,
+    solver: Solver,
+    machine: Machine,
+) -> None:
+    """Write the statistics of the float model, before anything is rounded."""
+    from halfbyte.quant.calibration.gather import collect
+
+    collect(
+        model,
+        batches,
+        Path(request.save_stats),
+        solver,
+        facts=facts,
+        activation_limit_bytes=request.activation_limit_bytes,
+        device=machine.device,
+        threads=machine.threads,
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfbyte.adapters import convert_adapter, is_adapter_folder, with_adapters
-from halfbyte.calibration import calibrated, work_folder
+from halfbyte.calibration import Machine, calibrated, work_place
 from halfbyte.convert_report import (
     ConvertReport,
     verdicts,
@@ -34,6 +34,7 @@ from halfbyte.importance_request import Importance
 from halfbyte.integer_activations import with_integers
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import FilePart
+from halfbyte.journal import Journal, identity
 from halfbyte.memory import PeakMemory
 from halfbyte.output_request import OutputRequest, chain_of, check_options, write_options
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from halfbyte.ir.roles import WeightKey
     from halfbyte.ir.tensor import Tensor
     from halfbyte.quant.calibrated import CalibrationReport
+    from halfbyte.quant.method import Chain
     from halfbyte.quant.overrides import Aliases
     from halfbyte.quant.plan import Plan
 
@@ -135,6 +137,7 @@ class _Job:
     options: WriteOptions
     warnings: tuple[str, ...]
     merged: Mapping[str, str]
+    chain: Chain
     calibration: CalibrationReport | None = None
     integers: Mapping[str, str] = field(default_factory=dict)
 
@@ -170,8 +173,14 @@ class _Job:
         )
 
 
-def _planned(source: Path, output: Path, request: OutputRequest, folder: Path | None) -> _Job:
-    """Read the source, decide on every weight and calibrate; folder: where calibrations work."""
+def _planned(
+    source: Path,
+    output: Path,
+    request: OutputRequest,
+    place: Journal | None,
+    progress: ProgressFor | None,
+) -> _Job:
+    """Read the source, decide on every weight and calibrate; place: where calibrations work."""
     from halfbyte.quant.calibrated import transformed_model
     from halfbyte.quant.plan import apply_plan, make_plan
     from halfbyte.quant.transforms import TransformOptions
@@ -187,7 +196,9 @@ def _planned(source: Path, output: Path, request: OutputRequest, folder: Path | 
     _require_complete(model)
     merged = with_adapters(model, request)
     chain = chain_of(request)
-    model, notes = transformed_model(merged.model, chain, TransformOptions())
+    transforms = TransformOptions(seed=request.calibration.data.seed)
+    origin = "" if place is None else identity(model, request.lora)
+    model, notes = transformed_model(merged.model, chain, transforms)
     type_name: str = request.type
     integers: Mapping[str, str] = {}
     if request.activations.is_static:
@@ -211,17 +222,13 @@ def _planned(source: Path, output: Path, request: OutputRequest, folder: Path | 
     )
     by_weight, notices = importance.matched(plan, _gguf_weight_name)
     calibration = None
-    if folder is not None:
-        planned, calibration = calibrated(
-            model,
-            plan,
-            chain,
-            request.calibration,
-            folder,
-            threads,
-            request.device,
-            request.compat,
+    if place is not None:
+        machine = Machine(threads, request.device, request.compat)
+        done = calibrated(
+            *(model, plan, chain, transforms, request.calibration, place, machine, origin), progress
         )
+        planned, calibration = done.model, done.report
+        notices = (*notices, *done.notices)
     else:
         if not request.dry_run:
             importance.require(plan, by_weight)
@@ -240,6 +247,7 @@ def _planned(source: Path, output: Path, request: OutputRequest, folder: Path | 
         options,
         told,
         merged.verdicts,
+        chain,
         calibration,
         integers,
     )
@@ -275,7 +283,8 @@ def _forecast(job: _Job) -> ConvertReport:
     """Return the report of what would be written; nothing is."""
     expected = job.forecast()
     report = job.report(expected.tensors, expected.files)
-    report = replace(report, dry_run=True, exact=expected.exact)
+    # What is said of a calibration is known when it is done.
+    report = replace(report, dry_run=True, exact=expected.exact and not job.chain.is_calibrated)
     lacking = len(job.plan.needs_importance)
     if not lacking or job.options.gguf.pairs:
         return report
@@ -300,9 +309,11 @@ def write(
         if is_adapter_folder(source):
             report = convert_adapter(source, output, request, progress)
         else:
-            needed = chain_of(request).is_calibrated and not request.dry_run
-            with work_folder(output, needed) as folder:
-                job = _planned(source, output, request, folder)
+            with contextlib.ExitStack() as stack:
+                chain, place = chain_of(request), None
+                if chain.is_calibrated and not request.dry_run:
+                    place = stack.enter_context(work_place(output, chain, request.calibration))
+                job = _planned(source, output, request, place, progress)
                 report = _forecast(job) if request.dry_run else _written(job, progress)
     if request.push_to_hub and not request.dry_run:
         for file in report.files:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from halfbyte.array_files import graph_owner, read_inputs
 from halfbyte.calibration import CalibrationRequest, calibration_batches
+from halfbyte.calibration_data import owner_of
 from halfbyte.errors import HalfbyteError, UnsupportedError
 from halfbyte.ir.model import Model
 
 MODES = ("none", "int8-static", "int8-dynamic")
-ENDING = ".npz"
 
 
 @dataclass(frozen=True)
@@ -66,37 +64,14 @@ def check_activations(request: ActivationRequest, type_name: str, format_name: s
         raise UnsupportedError("--keep-float with int8-dynamic", "quantize", advice=advice)
 
 
-def input_files(data: str) -> list[Path]:
-    """Return the .npz files that are meant: the file itself, or those of a folder, by name.
-
-    Raises:
-        HalfbyteError: a folder holds none.
-    """
-    path = Path(data)
-    if not path.is_dir():
-        return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix == ENDING)
-    if not found:
-        raise HalfbyteError(
-            f"{path}: holds no {ENDING} files, inputs by name were required; make some with "
-            "numpy.savez"
-        )
-    return found
-
-
 def _batches(model: Model, request: CalibrationRequest) -> Iterator[Mapping[str, Any]]:
     """Yield inputs by name: from arrays, or from a text for a model with a tokenizer."""
-    if not request.data:
+    if not request.data.sources:
         raise HalfbyteError(
             "quantize: --activations int8-static needs inputs to find ranges; give --calib FILE "
-            "(.npz, a folder of them, or a text for models with a tokenizer)"
+            "(.npz, a folder of .npz, images or .wav, or a text for models with a tokenizer)"
         )
-    path = Path(request.data)
-    if path.suffix == ENDING or path.is_dir():
-        for file in input_files(request.data):
-            yield read_inputs(file, model.graph)
-    else:
-        yield from calibration_batches(model, request).runs
+    yield from calibration_batches(model, request).runs
 
 
 def with_integers(
@@ -115,8 +90,6 @@ def with_integers(
         keep_float=tuple(request.keep_float),
         threads=threads,
     )
-    files = [] if not calibration.data else input_files(calibration.data)
-    arrays = bool(files) and files[0].suffix == ENDING
-    owner = graph_owner(files[0], model) if arrays else model
+    owner = owner_of(model, calibration.data.sources)
     made, report = quantize_activations(owner, _batches(owner, calibration), options)
     return Integers(made, str(report), report.weights)

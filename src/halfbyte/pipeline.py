@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfbyte.calibration import CalibrationRequest
+from halfbyte.calibration import ACTIVATION_LIMIT_BYTES, CalibrationRequest
+from halfbyte.calibration_data import DataRequest
+from halfbyte.calibration_media import MediaOptions
 from halfbyte.conversion import ProgressFor, write
 from halfbyte.convert_report import ConvertReport
 from halfbyte.converters import detect
@@ -17,6 +19,7 @@ from halfbyte.errors import HalfbyteError
 from halfbyte.integer_activations import ActivationRequest
 from halfbyte.ir.model import Model
 from halfbyte.output_request import OutputRequest, SplitRequest
+from halfbyte.quant.method import ActOrder, MethodOptions
 from halfbyte.quant.type_choice import TypeOptions
 
 if TYPE_CHECKING:
@@ -113,11 +116,25 @@ def quantize(
     token_embedding_type: str = "",
     leave_output: bool = False,
     imatrix: str | Path = "",
-    calib: str | Path = "",
+    calib: str | Path | Sequence[str | Path] = (),
     calib_samples: int = 128,
     calib_length: int = 512,
+    calib_random: int = 0,
     calib_skip_first: bool = False,
+    seed: int = 0,
+    image_size: tuple[int, int] | None = None,
+    image_mean: Sequence[float] = MediaOptions.image_mean,
+    image_std: Sequence[float] = MediaOptions.image_std,
+    sample_rate: int | None = None,
     stats: str | Path = "",
+    save_stats: str | Path = "",
+    damping: float = 0.01,
+    act_order: ActOrder = "none",
+    static_groups: bool = False,
+    group_search: bool = True,
+    true_sequential: bool = True,
+    activation_limit_bytes: int = ACTIVATION_LIMIT_BYTES,
+    journal: bool = True,
     activations: str = "none",
     calibration_method: str = "mse",
     target: str = "x86",
@@ -142,13 +159,15 @@ def quantize(
 
     type: a mix as llama-quantize names it (Q4_K_M), or an encoding. pure: no mix. output_type,
     token_embedding_type: encodings of these two; leave_output: the head keeps its own. imatrix: an
-    importance file. calib: a text whose first `calib_samples` sequences of `calib_length` tokens a
-    calibrated method sees, without the first of each under `calib_skip_first`; stats: statistics
-    that were saved before, instead of it. activations: `int8-static` or `int8-dynamic` of an ONNX
-    file, for which `calib` may hold arrays; calibration_method, target, keep_float: how ranges are
-    cut, what multiplies the integers, globs of what stays float. compat: llama.cpp's bytes
-    also where its encoder has a fault. search: `exhaustive` looks through all scales that a block
-    can store. dry_run: write
+    importance file. calib: what calibrated methods see, see docs/calibration.md: `calib_samples`
+    sequences of `calib_length` tokens or samples of other inputs, drawn by `seed`, and
+    `calib_random` sequences of random tokens. stats: statistics that `save_stats` wrote, instead.
+    damping to true_sequential: as in `MethodOptions`. journal: keep what is finished beside the
+    output. activations: `int8-static` or `int8-dynamic` of an ONNX file; calibration_method,
+    target, keep_float: how ranges are cut, what multiplies the integers, globs of what stays float.
+    compat: llama.cpp's bytes also where its encoder has a fault. search: `exhaustive` looks through
+    all scales that a block can store. progress: as for `convert`, and before that with the number
+    of steps of a calibration. dry_run: write
     nothing, `destination` may be None (GGUF). Parts and adapters as for `convert`.
 
     Raises:
@@ -177,7 +196,26 @@ def quantize(
         dry_run,
         _local(lora, allow_pickle),
         calibration=CalibrationRequest(
-            str(calib), calib_samples, calib_length, calib_skip_first, str(stats)
+            DataRequest(
+                (str(calib),) if isinstance(calib, (str, Path)) else tuple(map(str, calib)),
+                calib_samples,
+                calib_length,
+                seed,
+                calib_skip_first,
+                MediaOptions(image_size, tuple(image_mean), tuple(image_std), sample_rate or 0),
+            ),
+            calib_random,
+            str(stats),
+            str(save_stats),
+            MethodOptions(
+                damping=damping,
+                act_order=act_order,
+                static_groups=static_groups,
+                group_search=group_search,
+                true_sequential=true_sequential,
+            ),
+            activation_limit_bytes,
+            journal,
         ),
         activations=ActivationRequest(activations, calibration_method, target, keep_float),
     )

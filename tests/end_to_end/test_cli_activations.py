@@ -35,12 +35,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 STATIC = ("--type", "int8", "--activations", "int8-static")
 REFUSED = {
     "no inputs": ([*STATIC], "needs inputs to find ranges; give --calib"),
-    "nan": ([*STATIC, "--calib", "@nan.npz"], "'image': has NaN or infinite values"),
-    "name": ([*STATIC, "--calib", "@name.npz"], "no such input; its inputs are image"),
-    "shape": ([*STATIC, "--calib", "@shape.npz"], "'image' has shape [1, 2, 12, 12]"),
-    "empty": ([*STATIC, "--calib", "@empty"], "holds no .npz files"),
+    "nan": ([*STATIC, "--calib", "@nan.npz"], "array 'image' holds NaN or infinities"),
+    "name": ([*STATIC, "--calib", "@name.npz"], "array 'picture' is no input of the model; inputs are image"),
+    "shape": ([*STATIC, "--calib", "@shape.npz"], "'image' is 1x2x12x12, ?x3x12x12 was required"),
+    "empty": ([*STATIC, "--calib", "@empty"], "holds no data that can be read"),
     "missing": ([*STATIC, "--calib", "@missing.npz"], "no such file"),
-    "text": ([*STATIC, "--calib", "@text.txt"], "has no tokenizer"),
+    "text": ([*STATIC, "--calib", "@text.txt"], "is a text, the model takes image"),
     "keep": ([*STATIC, "--calib", "@good.npz", "--keep-float", "x*"], "--keep-float 'x*'"),
     "type": (["--type", "int4", *STATIC[2:], "--calib", "@good.npz"], "give --type int8"),
     "format": ([*STATIC, "--calib", "@good.npz", "--to", "hb"], "give --to onnx"),

@@ -181,7 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path, _ = self._take()
         steps = path.strip("/").split("/")
-        if steps[:2] == ["api", "models"]:
+        if steps[0] == "datasets":
+            steps = steps[1:]
+        if steps[:2] in (["api", "models"], ["api", "datasets"]):
             self._api(steps[2:])
         elif len(steps) > 4 and steps[2] == "resolve":
             self._resolve("/".join(steps[:2]), steps[3], "/".join(steps[4:]))

@@ -211,10 +211,10 @@ def test_dynamic_products_take_int8_weights_only() -> None:
 
 
 def test_nothing_is_asked_of_files_that_are_not_there(tmp_path: Path) -> None:
-    from halfbyte.integer_activations import input_files
+    from halfbyte.calibration_data import DataRequest, read_calibration
 
-    with pytest.raises(HalfbyteError, match="holds no .npz files"):
-        input_files(str(tmp_path))
+    with pytest.raises(HalfbyteError, match="holds no data that can be read"):
+        read_calibration(residual_net(), DataRequest((str(tmp_path),)))
 
 
 def test_a_weight_of_two_layers_is_stored_once_unless_its_scales_differ() -> None:

@@ -1,0 +1,1 @@
+../../src/halfbyte/calibration_data.py

@@ -1,0 +1,1 @@
+../../src/halfbyte/calibration_documents.py

@@ -1,0 +1,1 @@
+../../src/halfbyte/journal.py
