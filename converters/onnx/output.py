@@ -17,7 +17,7 @@ from halfbyte.converters.onnx.profile import STATIC, profile
 from halfbyte.converters.onnx.writer import write_graph
 from halfbyte.errors import UnsupportedError
 from halfbyte.ir.graph import Graph
-from halfbyte.ir.model import Model
+from halfbyte.ir.model import CALIBRATION_KEY, Model
 from halfbyte.ir.ops.inference import infer_types
 
 

@@ -129,7 +129,8 @@ def _pieces(document: Document, size: int) -> Iterator[Document]:
     while start < len(text):
         end = start + size
         if end < len(text):
-            end = max(text.rfind("\n", start + size // 2, end), text.rfind(" ", start, end)) + 1
-            end = end if end > start else start + size
+            line, word = text.rfind("\n", start + size // 2, end), text.rfind(" ", start, end)
+            found = line if line >= 0 else word
+            end = end if found < 0 else found + 1
         yield Document(text[start:end], where=document.where)
         start = end

@@ -36,7 +36,7 @@ STATIC = ("--type", "int8", "--activations", "int8-static")
 REFUSED = {
     "no inputs": ([*STATIC], "needs inputs to find ranges; give --calib"),
     "nan": ([*STATIC, "--calib", "@nan.npz"], "array 'image' holds NaN or infinities"),
-    "name": ([*STATIC, "--calib", "@name.npz"], "array 'picture' is no input of the model; inputs are image"),
+    "name": ([*STATIC, "--calib", "@name.npz"], "'picture' is no input of the model"),
     "shape": ([*STATIC, "--calib", "@shape.npz"], "'image' is 1x2x12x12, ?x3x12x12 was required"),
     "empty": ([*STATIC, "--calib", "@empty"], "holds no data that can be read"),
     "missing": ([*STATIC, "--calib", "@missing.npz"], "no such file"),
