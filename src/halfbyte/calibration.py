@@ -32,8 +32,9 @@ ACTIVATION_LIMIT_BYTES = 128 << 20
 class CalibrationRequest:
     """What a calibrated method works with.
 
-    data: what it sees. random: sequences of random tokens beside it. stats: a file of statistics instead of data; save_stats: where statistics of the data
-    go. method: what bends the rounding. journal: keep what is finished beside the output.
+    data: what it sees. random: sequences of random tokens beside it. stats: a file of statistics
+    instead of data; save_stats: where statistics of the data go. method: what bends the rounding.
+    journal: keep what is finished beside the output.
     """
 
     data: DataRequest = field(default_factory=DataRequest)
