@@ -21,6 +21,8 @@ from halfbyte.quant.solver import Solver
 
 ALPHA = 1.0  # of what the inputs have lost so far, how much this weight is to make up for
 
+REFINE = 1  # rounds of refitting, which pay on varied text
+
 
 def solve(
     weight: NDArray[np.float32],
@@ -45,4 +47,5 @@ def solve(
         problem = prepare(encoding, statistics, plain, solver, asymmetric=True)
         if problem is not None and problem.shift is not None:
             weight = weight + solver.product(weight, np.ascontiguousarray(problem.shift.T))
-    return gptq.solve(weight, encoding, statistics, options, solver)
+    refined = replace(options, refine=max(options.refine, REFINE))
+    return gptq.solve(weight, encoding, statistics, refined, solver)
