@@ -20,8 +20,7 @@ from halfbyte.quant.method import MethodOptions
 from halfbyte.quant.solver import Solver
 
 ALPHA = 1.0  # of what the inputs have lost so far, how much this weight is to make up for
-
-REFINE = 1  # rounds of refitting, which pay on varied text
+REFINE = 3  # rounds of refitting, which pay on varied text
 
 
 def solve(
