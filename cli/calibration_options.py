@@ -7,8 +7,7 @@ from typing import Any
 import click
 
 from halfbyte.cli.options import Decorator, byte_size, section
-
-ACT_ORDERS = ("none", "static", "group")
+from halfbyte.quant.method import ACT_ORDERS, MethodOptions
 
 
 def _image_size(
@@ -125,7 +124,7 @@ def calibration_options() -> Decorator:
         click.option(
             "--damping",
             type=click.FloatRange(0, 1),
-            default=0.01,
+            default=MethodOptions.damping,
             show_default=True,
             help="Added to the hessian's diagonal, in units of its mean.",
         ),
@@ -137,6 +136,26 @@ def calibration_options() -> Decorator:
             help="Columns by falling activation: with groups by place, or groups of their own.",
         ),
         click.option("--static-groups", is_flag=True, help="Scales of all groups up front."),
+        click.option(
+            "--refine",
+            type=click.IntRange(min=0),
+            default=MethodOptions.refine,
+            show_default=True,
+            metavar="N",
+            help="Rounds of refitting scales and descending on codes afterwards.",
+        ),
+        click.option(
+            "--trials/--no-trials",
+            default=True,
+            show_default=True,
+            help="Round each group on several grids and keep the best.",
+        ),
+        click.option(
+            "--tail-damping/--no-tail-damping",
+            default=True,
+            show_default=True,
+            help="Damp more where inputs have heavy tails.",
+        ),
         click.option(
             "--group-search/--no-group-search",
             default=True,

@@ -45,6 +45,11 @@ class CalibrationRequest:
     activation_limit_bytes: int = ACTIVATION_LIMIT_BYTES
     journal: bool = True
 
+    @property
+    def files(self) -> list[str]:
+        """Return the sources that are files of this machine."""
+        return [given for given in self.data.sources if Path(given).is_file()]
+
     def require(self, chain: Chain) -> None:
         """Check that what is given is what the method works with.
 
@@ -134,7 +139,6 @@ def calibrated(
     from halfbyte.quant.calibrated import CalibrationOptions, quantize_calibrated
     from halfbyte.quant.solver import get_solver
 
-    request.require(chain)
     solver = get_solver(machine.device, machine.threads)
     saved, data = _inputs(model, request)
     facts = data.facts if saved is None else _facts_of(saved)
@@ -150,6 +154,7 @@ def calibrated(
     }
     weights = place.weights(job)
     if request.save_stats and batches is not None:
+        _require_new(request)
         _save_statistics(model, batches, request, facts, place, solver, machine)
     options = CalibrationOptions(
         place.work,
@@ -198,6 +203,13 @@ def _inputs(
 def _facts_of(saved: SavedStatistics) -> Mapping[str, Any]:
     """Return what a file of statistics says of its data, and the hash of the file."""
     return {**saved.facts, "statistics": sha256(saved.path)}
+
+
+def _require_new(request: CalibrationRequest) -> None:
+    """Check that statistics do not go over the data they are of."""
+    target = Path(request.save_stats)
+    if target.exists() and any(target.samefile(file) for file in request.files):
+        raise HalfbyteError(f"{target}: is calibration data itself; write somewhere else")
 
 
 def _save_statistics(

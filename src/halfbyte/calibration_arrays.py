@@ -129,8 +129,9 @@ def joined(graph: Graph, samples: Iterable[Inputs]) -> list[dict[str, Any]]:
 
 
 def _is_free(value: Value, given: Any) -> bool:
-    shape = value.shape
-    return not isinstance(given, list) and bool(shape) and not isinstance(shape[0], int)
+    if isinstance(given, list) or not value.shape:
+        return False
+    return not isinstance(value.shape[0], int)
 
 
 def _shapes(sample: Inputs) -> dict[str, Any]:

@@ -64,9 +64,9 @@ def image_inputs(
     frame = _frame(required_input(graph, (4,), "images"), options)
     for path in paths:
         pixels = _pixels(path, frame)
-        if frame.dtype in FLOATING:
-            pixels = _normalized(pixels, frame, options)
-        array = pixels if frame.last else pixels.transpose(2, 0, 1)
+        floating = frame.dtype in FLOATING
+        made: NDArray[Any] = _normalized(pixels, frame, options) if floating else pixels
+        array = made if frame.last else made.transpose(2, 0, 1)
         yield {frame.name: np.ascontiguousarray(array)[None]}
 
 
@@ -112,13 +112,13 @@ def _pixels(path: Path, frame: _Frame) -> NDArray[np.uint8]:
 def _normalized(pixels: NDArray[np.uint8], frame: _Frame, options: MediaOptions) -> Floats:
     scaled = pixels.astype(np.float32) / np.float32(255)
     mean, std = (_by_channel(v, frame) for v in (options.image_mean, options.image_std))
-    return (scaled - mean) / std
+    return np.asarray((scaled - mean) / std, np.float32)
 
 
 def _by_channel(given: tuple[float, ...], frame: _Frame) -> Floats:
     values = np.array(given, np.float32)
     if len(values) == 3 and frame.channels == 1:
-        return values.mean(keepdims=True)
+        return np.asarray(values.mean(keepdims=True), np.float32)
     if len(values) not in (1, frame.channels):
         raise HalfbyteError(
             f"calibration: {len(values)} values of --image-mean or --image-std were given, input "

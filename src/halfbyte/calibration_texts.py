@@ -35,7 +35,7 @@ class Sequences:
     @property
     def length(self) -> int:
         """Return the tokens of a sequence."""
-        return self.tables[0].shape[1]
+        return int(self.tables[0].shape[1])
 
 
 def sequences_of(

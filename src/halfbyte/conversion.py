@@ -59,6 +59,10 @@ def _refuse_overwriting_helpers(request: OutputRequest, destination: Path) -> No
     """Check that the output is none of the files that it is made with."""
     if request.imatrix:
         _refuse_overwriting(Path(request.imatrix), destination, "the importance matrix")
+    given = request.calibration
+    for file, role in ((given.stats, "the statistics"), *((s, "the data") for s in given.files)):
+        if file:
+            _refuse_overwriting(Path(file), destination, role)
     for adapter, _ in request.lora:
         _refuse_overwriting(Path(adapter), destination, "the adapter")
 
@@ -312,6 +316,7 @@ def write(
             with contextlib.ExitStack() as stack:
                 chain, place = chain_of(request), None
                 if chain.is_calibrated and not request.dry_run:
+                    request.calibration.require(chain)
                     place = stack.enter_context(work_place(output, chain, request.calibration))
                 job = _planned(source, output, request, place, progress)
                 report = _forecast(job) if request.dry_run else _written(job, progress)
