@@ -22,6 +22,7 @@ HELP = """Collect an importance matrix: how much each column of the weights matt
 
 \b
 halfbyte imatrix MODEL --data TEXT -o FILE    run MODEL over a text
+halfbyte imatrix MODEL --from-stats FILE -o FILE
 halfbyte imatrix --merge A B ... -o FILE      add up several files
 halfbyte imatrix --show FILE                  show what a file holds
 """
@@ -34,6 +35,9 @@ COLUMNS = ("weight", "tokens", "sum", "min", "max", "mean", "std", "active", "ev
 @click.option("--merge", is_flag=True, help="Add up the files SRC.")
 @click.option("--show", is_flag=True, help="Show the figures of the file SRC.")
 @click.option("--data", metavar="TEXT", help="Text file to run over.")
+@click.option(
+    "--from-stats", metavar="FILE", help="Take it from what `quantize --save-stats` wrote."
+)
 @click.option("-o", "--output", metavar="FILE", help="Where the matrix goes.")
 @click.option(
     "--format",
@@ -82,6 +86,9 @@ def command(
     warnings: tuple[str, ...] = ()
     if merge:
         matrix = _merged(sources)
+    elif options["from_stats"] is not None:
+        _require_one(sources)
+        matrix = _from_statistics(sources[0], options)
     else:
         _require_one(sources)
         matrix, tokens, warnings = _collected(sources[0], output, options)
@@ -106,6 +113,16 @@ def _merged(sources: tuple[str, ...]) -> ImportanceMatrix:
     return merge_importance([read_importance(path) for path in sources])
 
 
+def _from_statistics(source: str, options: dict[str, Any]) -> ImportanceMatrix:
+    from halfbyte.importance import importance_of_statistics
+    from halfbyte.pipeline import open
+
+    if options["data"] is not None:
+        raise click.UsageError("--data and --from-stats exclude each other")
+    model = open(source, revision=options["revision"], allow_pickle=options["allow_pickle"])
+    return importance_of_statistics(model, options["from_stats"], options["process_output"])
+
+
 def _collected(
     source: str, output: str, options: dict[str, Any]
 ) -> tuple[ImportanceMatrix, int, tuple[str, ...]]:
@@ -114,7 +131,9 @@ def _collected(
     from halfbyte.pipeline import open
 
     if options["data"] is None:
-        raise click.UsageError("--data TEXT is required; --merge and --show do without")
+        raise click.UsageError(
+            "--data TEXT is required; --from-stats, --merge and --show do without"
+        )
     request = ImportanceRequest(
         context=options["context"],
         batch=options["batch"],

@@ -163,6 +163,33 @@ def _collected(
     return Collected(matrix, tokens, tuple(warnings))
 
 
+def importance_of_statistics(
+    model: Model, path: str | Path, process_output: bool = False
+) -> ImportanceMatrix:
+    """Return the importance that lies in a file of statistics of `model`.
+
+    Raises:
+        HalfbyteError: the file is none, or is of another model.
+    """
+    from halfbyte.quant.calibration.saved import SavedStatistics
+
+    saved = SavedStatistics(Path(path))
+    saved.require_model(model)
+    entries = {}
+    for name, tensor in model.weights.items():
+        known = observed_name(tensor, process_output)
+        if known is None or name not in saved.weights:
+            continue
+        counts = np.array(saved.counts(name), np.int64)
+        held = [saved.get(name, number, hessian=False) for number in range(len(counts))]
+        sums = [np.zeros(tensor.columns) if one is None else one.squares for one in held]
+        entries[known] = ImportanceEntry(np.stack(sums).astype(np.float32), counts)
+    facts = saved.facts
+    datasets = tuple(map(str, facts.get("sources", ())))
+    chunks, size = int(facts.get("samples", 0)), int(facts.get("length", 0))
+    return ImportanceMatrix(entries, datasets, chunks, size)
+
+
 def find_importance(path: str | Path) -> ImportanceMatrix | None:
     """Return the importance matrix that a file holds, None for any other file.
 

@@ -12,6 +12,7 @@ import pytest
 import halfbyte
 from halfbyte.calibration import ACTIVATION_LIMIT_BYTES
 from halfbyte.converters.gguf.container import read_container
+from halfbyte.converters.gguf.imatrix import read_importance
 from halfbyte.ir.model import CALIBRATION_KEY
 from halfbyte.quant import calibrated
 from halfbyte.quant.calibration.saved import SavedStatistics
@@ -107,6 +108,14 @@ def test_saved_statistics(folder: Path, tmp_path: Path, cli: Any, fails: Any) ->
     facts = record_of(tmp_path / "b.gguf")["data"]
     assert facts["sha256"] == record_of(tmp_path / "a.gguf")["data"]["sha256"]
     assert len(facts["statistics"]) == 64
+    matrix = tmp_path / "imatrix.gguf"
+    done = cli("imatrix", source, "--from-stats", stats, "-o", matrix, "--json").json()
+    assert done["entries"] == 14 and done["datasets"] == ["text.txt"]
+    assert done["chunk_count"] == 6 and done["chunk_size"] == 32
+    entry = read_importance(matrix).entries["blk.1.ffn_down.weight"]
+    held = saved.get("model.layers.1.mlp.down_proj.weight")
+    assert held is not None and entry.counts.tolist() == [held.count] == [6 * 32]
+    np.testing.assert_array_equal(entry.sums[0], held.squares.astype(np.float32))
     other = fails("quantize", folder / "mixtral", tmp_path / "c.gguf", *GPTQ, "--stats", stats)
     assert "statistics of another model" in other
     same = ("--save-stats", folder / "text.txt")

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from halfbyte.cli import COMMANDS
+from halfbyte.cli.options import SECTION
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
-    *("docs/architecture.md", "docs/convert.md", "docs/quantize.md"),
+    *("docs/architecture.md", "docs/convert.md", "docs/quantize.md", "docs/calibration.md"),
 )
 PLACEHOLDER = re.compile(r"NAME|MODEL_TYPE|\*")
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir()}
@@ -37,6 +38,18 @@ def test_links_lead_somewhere(document: str) -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", text)
     folder = (ROOT / document).parent
     assert [target for target in targets if not (folder / target).exists()] == []
+
+
+def test_options_of_calibration_are_the_commands() -> None:
+    params = import_module(COMMANDS["quantize"][0]).command.params
+    known = {o for p in params for o in (*p.opts, *p.secondary_opts)}
+    headed = ("Calibration data", "Calibrated methods")
+    ours = [p for p in params if getattr(p, SECTION, "") in headed]
+    text = (ROOT / "docs/calibration.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"--[a-z][a-z-]+", text))
+    assert named <= known | {"--json"}
+    missing = [p.name for p in ours if not named & {*p.opts, *p.secondary_opts}]
+    assert missing == [] and len(ours) > 15
 
 
 def test_commands_and_flags_of_the_readme_exist() -> None:
