@@ -282,7 +282,8 @@ class _Reader:
         assert form is not None
         specs = form.specs(tensor.rows, SIGNED if style == SIGNED else NIBBLES)
         if form.act_order:
-            specs["order"] = PartSpec(np.dtype(np.int64), (1, tensor.columns))
+            index = "order" if "order" in names else "places"
+            specs[index] = PartSpec(np.dtype(np.int64), (1, tensor.columns))
         parts = {what: self._part(tensor, names, what, spec) for what, spec in specs.items()}
         return restored(tensor, form, SIGNED if style == SIGNED else NIBBLES, parts)
 

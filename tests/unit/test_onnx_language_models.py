@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from halfbyte.converters.onnx.language_model import write_language_model
 from halfbyte.converters.onnx.reader import read_graph_model, read_model
 from halfbyte.errors import HalfbyteError, UnsupportedError
 from halfbyte.ir.model import Model
+from halfbyte.ir.tensor import ArrayPart
 from halfbyte.quant.plan import apply_plan, make_plan
 from halfbyte.runtime.session import Session
 from support.model_folders import tiny_model
@@ -87,6 +89,27 @@ def test_our_runtime_runs_the_written_graph(architecture, type_name, flavour, tm
         wanted = expected["logits"][:, held : held + count]
         np.testing.assert_allclose(found["logits"], wanted, atol=limit)
         held, past = held + count, next_past(found)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_tables_with_columns_sorted_by_group(flavour, tied, tmp_path):
+    model = quantized(random_model("llama", tie_word_embeddings=tied), "int4-g32-actorder")
+    name = "model.embed_tokens.weight"
+    shuffled = np.random.default_rng(3).permutation(np.arange(64, dtype=np.int32) // 32)
+    table = model.weights[name]
+    table = replace(table, parts={**table.parts, "g_idx": ArrayPart(shuffled)})
+    model = model.with_weights({**model.weights, name: table})
+    ids = np.random.default_rng(1).integers(0, 128, (1, 10))
+    expected = Session(model).run({"input_ids": ids})["logits"]
+    path = write(model, tmp_path / "m.onnx", flavour)
+    plain = read_graph_model(path)
+    found = Session(plain).run(feeds(plain.graph, ids))["logits"]
+    np.testing.assert_allclose(found, expected, atol=4e-6 * np.abs(expected).max())
+    again = read_model(path).weights[name]
+    assert again.encoding == table.encoding
+    for part in table.parts:
+        np.testing.assert_array_equal(again.parts[part].read(), table.parts[part].read())
 
 
 def test_left_padding_changes_nothing(tmp_path):

@@ -147,6 +147,17 @@ def lookup(builder: OnnxBuilder, tensor: Tensor, ids: Value, name: str, contrib:
         )
         return builder.float32(rows)
     weight = _weight(builder, tensor, contrib)
+    rows = _looked_up(builder, weight, ids, name, shape)
+    places = weight.places()
+    if places is None:
+        return rows
+    return builder.op("Gather", rows, places, name=f"{name}/placed", shape=shape, axis=-1)
+
+
+def _looked_up(
+    builder: OnnxBuilder, weight: QuantizedWeight, ids: Value, name: str, shape: tuple[Dim, ...]
+) -> Value:
+    """Return rows of a quantized table, columns as they are stored."""
     if weight.style == NIBBLES:
         rows = _gathered_blocks(builder, weight, ids, nbits.CODES, name, shape)
         if weight.has_high:

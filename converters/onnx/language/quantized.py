@@ -233,17 +233,26 @@ class QuantizedWeight:
 
     def order(self) -> Value | None:
         """Return the order of the columns in the stored codes, or None where it is their own."""
+        return self._column_index("order")
+
+    def places(self) -> Value | None:
+        """Return where each column stands in the stored codes: the inverse of `order`."""
+        return self._column_index("places")
+
+    def _column_index(self, what: str) -> Value | None:
         if not self.form.act_order:
             return None
 
         def make() -> Value:
-            order = column_order(self.tensor)
-            assert order is not None
-            value = self.builder.array(f"{self.name}.order", order.astype(np.int64))
-            self.builder.holding(self.tensor).constants["order"] = value.name
+            index = column_order(self.tensor)
+            assert index is not None
+            if what == "places":
+                index = np.argsort(index)
+            value = self.builder.array(f"{self.name}.{what}", index.astype(np.int64))
+            self.builder.holding(self.tensor).constants[what] = value.name
             return value
 
-        return self._once("order", make)
+        return self._once(what, make)
 
 
 def quantized_weight(builder: OnnxBuilder, tensor: Tensor, style: Style) -> QuantizedWeight:

@@ -259,18 +259,22 @@ def restored(tensor: Tensor, form: WeightForm, style: Style, stored: Mapping[str
     """Return a weight in its own encoding over stored arrays; the inverse of `stored_parts`.
 
     tensor: name, shape, encoding and identity; its parts are replaced. stored: every array of
-    `form.specs`, and `order` [columns] where columns were sorted by group.
+    `form.specs`, and `order` or its inverse `places` [columns] where columns were sorted by group.
     """
     specs = form.encoding.part_specs(tensor.rows, tensor.columns)
     main = next(iter(specs))
     places = inverse = None
+    numbers = [name for name in stored if name not in ("order", "places")]
     if form.act_order:
-        order = np.asarray(stored["order"].read()).reshape(-1).astype(np.int64)
-        inverse = np.argsort(order)
+        index = stored.get("order", stored.get("places"))
+        assert index is not None
+        inverse = np.argsort(np.asarray(index.read()).reshape(-1).astype(np.int64), kind="stable")
+        if "order" not in stored:
+            inverse = np.argsort(inverse)
         places = (inverse // form.group).astype(np.int32)
 
     def compute(start: int, stop: int) -> dict[str, Array]:
-        arrays = {n: p.read(start, stop) for n, p in stored.items() if n != "order"}
+        arrays = {n: p.read(start, stop) for n, p in stored.items() if n in numbers}
         found = form.join(arrays, style)
         if inverse is not None:
             scales = replace(found.scales, group_of_column=places)
