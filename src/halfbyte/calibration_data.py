@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from halfbyte.quant.calibration.batches import Batches
 
 ARRAYS = (".npz",)
-TEXTS = (".txt", ".md", *LINES)
+TEXTS = (".txt", *LINES)
 KINDS = {"arrays": ARRAYS, "images": IMAGES, "sounds": SOUNDS, "texts": TEXTS}
 
 
@@ -160,15 +160,16 @@ def _from_inputs(model: Model, sources: list[_Source], request: DataRequest) -> 
     from halfbyte.quant.calibration.packing import chosen
 
     graph, media = model.graph, request.media
+    every = [file for source in sources for file in source.files]
+    # Each file has a sample at least: more files than samples need not be read.
+    files = [every[place] for place in chosen(len(every), request.samples, request.seed)]
     samples: list[dict[str, Any]] = []
-    for source in sources:
-        if source.kind == "arrays":
-            for file in source.files:
-                samples += samples_of(graph, file_inputs(file, graph))
-        elif source.kind == "images":
-            samples += image_inputs(source.files, graph, media)
-        else:
-            samples += sound_inputs(source.files, graph, media)
+    if sources[0].kind == "arrays":
+        for file in files:
+            samples += samples_of(graph, file_inputs(file, graph))
+    else:
+        read = image_inputs if sources[0].kind == "images" else sound_inputs
+        samples += read(files, graph, media)
     names = {frozenset(sample) for sample in samples}
     if len(names) > 1:
         first, second, *_ = sorted(", ".join(sorted(each)) for each in names)

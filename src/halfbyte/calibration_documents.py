@@ -81,7 +81,7 @@ def _lines(path: Path, raw: bytes) -> Iterator[Document]:
         try:
             entry = json.loads(text)
         except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            reason = getattr(error, "msg", "") or str(error).split(";")[0]
             raise FormatError(path, f"line {number}: is no JSON ({reason})") from None
         yield _document(path, number, entry)
 

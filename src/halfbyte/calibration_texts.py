@@ -117,15 +117,15 @@ def _encoded(codec: Codec, documents: Sequence[Document], joined: bool) -> list[
         separator = [i for i in (codec.tokenizer.special_ids.get("eos"),) if i is not None]
     found = []
     for document in documents:
-        if not document.messages:
-            ids = codec.encode(document.text, add_special=joined, parse_special=False)
-            found.append([*separator, *ids])
-            continue
         try:
+            if not document.messages:
+                ids = codec.encode(document.text, add_special=joined, parse_special=False)
+                found.append([*separator, *ids])
+                continue
             text = apply_chat_template(
                 codec.tokenizer, document.messages, add_generation_prompt=False
             )
+            found.append(codec.encode(text, add_special=False, parse_special=True))
         except HalfbyteError as error:
             raise HalfbyteError(f"{document.where}: {error}") from error
-        found.append(codec.encode(text, add_special=False, parse_special=True))
     return found

@@ -198,6 +198,10 @@ def _planned(
     check_options(target.name, request)
     model = _read(source, request, threads)
     _require_complete(model)
+    if place is not None and request.calibration.save_stats:
+        statistics = Path(request.calibration.save_stats)
+        _refuse_overwriting(output, statistics, "the output")
+        refuse_replacing_data(model, [statistics])
     merged = with_adapters(model, request)
     chain = chain_of(request)
     transforms = TransformOptions(seed=request.calibration.data.seed)

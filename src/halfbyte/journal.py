@@ -140,7 +140,9 @@ def _clean(folder: Path, output: Path) -> None:
         return
     for leftover in output.parent.glob(".*.partial"):
         named = leftover.name.rsplit(".", 2)[0].removeprefix(".")
-        if named in (output.name, f"{output.name}.data") and _PARTIAL.fullmatch(leftover.name):
+        part = re.fullmatch(re.escape(output.stem) + r"-\d{5}-of-\d{5}\.\w+", named)
+        ours = part or named in (output.name, f"{output.name}.data")
+        if ours and _PARTIAL.fullmatch(leftover.name):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:

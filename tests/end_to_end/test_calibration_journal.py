@@ -175,6 +175,23 @@ def test_strange_folders_are_left_alone(source: Path, text: Path, tmp_path: Path
         quantized(source, output, text)
 
 
+def test_what_a_killed_run_left_beside_the_output_goes(tmp_path: Path) -> None:
+    output = tmp_path / "out.gguf"
+    with pytest.raises(KeyboardInterrupt), open_journal(output) as journal:
+        journal.weights({"source": "a"})
+        (journal.work / "activations").write_text("x")
+        raise KeyboardInterrupt
+    stale = [".out.gguf.0a1b2c3d.partial", ".out-00002-of-00003.gguf.0a1b2c3d.partial"]
+    kept = [".other.gguf.0a1b2c3d.partial", ".out.gguf.notes.partial"]
+    for name in (*stale, *kept):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".out.gguf.00000000.partial").mkdir()
+    with open_journal(output) as journal:
+        assert not list(journal.work.iterdir())
+        assert journal.weights({"source": "a"}) and "0 weights" in journal.notices[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     output = tmp_path / "out.gguf"

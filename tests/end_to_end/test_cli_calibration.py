@@ -121,6 +121,10 @@ def test_saved_statistics(folder: Path, tmp_path: Path, cli: Any, fails: Any) ->
     same = ("--save-stats", folder / "text.txt")
     line = fails("quantize", source, tmp_path / "c.gguf", *GPTQ, *data, *same)
     assert "is calibration data itself" in line
+    weights = next((folder / "llama").glob("*.safetensors"))
+    kept = weights.read_bytes()
+    line = fails("quantize", source, tmp_path / "c.gguf", *GPTQ, *data, "--save-stats", weights)
+    assert "holds data of the source" in line and weights.read_bytes() == kept
     line = fails("quantize", source, stats, *GPTQ, "--stats", stats, "--to", "gguf")
     assert "write somewhere else" in line
 

@@ -120,6 +120,20 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         read(model, tmp_path / "z.txt")
 
 
+def test_files_beyond_the_samples_are_not_read(tmp_path: Path) -> None:
+    for number in range(12):
+        np.savez(tmp_path / f"{number:02}.npz", a=np.full((1, 3), number, np.float32))
+    model = graph_of(a=("n", 3))
+    (run,) = read(model, tmp_path, samples=5, seed=2).batches.runs
+    taken = run["a"][:, 0].astype(int).tolist()
+    assert len(taken) == 5 and taken == sorted(taken)
+    unread = next(n for n in range(12) if n not in taken)
+    (tmp_path / f"{unread:02}.npz").write_bytes(b"nonsense")
+    assert read(model, tmp_path, samples=5, seed=2).facts["samples"] == 5
+    with pytest.raises(FormatError, match="is not an .npz"):
+        read(model, tmp_path)
+
+
 def picture(path: Path, height: int, width: int, mode: str = "RGB") -> NDArray[np.uint8]:
     pixels = GENERATOR.integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(pixels).convert(mode).save(path)

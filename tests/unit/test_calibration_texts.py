@@ -165,6 +165,7 @@ BROKEN = {
     "messages": (b'{"messages": [{"content": "x"}]}\n', "line 1: has neither"),
     "empty messages": (b'{"messages": []}\n', "line 1: has neither"),
     "deep": (b"[" * 100_000 + b"\n", "line 1: is no JSON"),
+    "digits": (b'{"text": "a"}\n' + b"9" * 5000 + b"\n", "line 2: is no JSON (Exceeds the limit"),
     "bytes": (b'{"text": "a"}\n{"text": "\xff"}\n', "at byte 24: is not UTF-8"),
 }
 
@@ -185,6 +186,9 @@ def test_other_refusals(model: Model, tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "rows.parquet").write_bytes(b"PAR1")
     with pytest.raises(UnsupportedError, match=r"\.parquet as calibration data.*give a \.txt"):
         read(model, tmp_path / "rows.parquet")
+    jsonl(tmp_path / "half.jsonl", {"text": "a"}, {"text": "x \ud800 y"})
+    with pytest.raises(HalfbyteError, match=r"half.jsonl: line 2: .*not valid Unicode"):
+        read(model, tmp_path / "half.jsonl")
     chat = jsonl(tmp_path / "chat.jsonl", {"messages": [{"role": "user", "content": "x"}]})
     with pytest.raises(HalfbyteError, match=r"chat.jsonl: line 1: .*no chat template"):
         read(model, chat)
