@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
     *("docs/architecture.md", "docs/convert.md", "docs/quantize.md", "docs/calibration.md"),
+    *("docs/checkpoints.md", "docs/best.md"),
 )
 PLACEHOLDER = re.compile(r"NAME|MODEL_TYPE|\*")
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir()}
