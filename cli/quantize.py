@@ -24,7 +24,7 @@ from halfbyte.cli.options import SectionedCommand, quantize_options, write_optio
     "type",
     required=True,
     metavar="TYPE",
-    help="Mix or encoding of the weights, e.g. Q4_K_M, IQ3_M, Q8_0, int8, int4-g128.",
+    help="Mix or encoding of the weights, e.g. Q4_K_M, IQ3_M, int8, int4-g128, nvfp4.",
 )
 @click.option(
     "--method",
