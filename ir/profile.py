@@ -41,6 +41,15 @@ class HeadProfile(Protocol):
         """Whether a type for all weights leaves the output head alone."""
 
 
+@runtime_checkable
+class AdvisingProfile(Protocol):
+    """A container that knows where else to look for a type that it does not hold."""
+
+    @property
+    def advice(self) -> str:
+        """Return what to do instead, for the end of an error."""
+
+
 FLOAT_TABLES = frozenset(
     {
         Role.POSITION_EMBEDDING,

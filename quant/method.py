@@ -104,6 +104,9 @@ def parse_method(text: str) -> Chain:
     names = [name.strip() for name in text.lower().split("+")]
     rounding = [*ALGORITHMS, *CALIBRATED]
     for name in names:
+        if not name and len(names) > 1:
+            empty = f"method {text!r} with an empty place"
+            raise UnsupportedError(empty, "quantize", ["+".join(filter(None, names))])
         if name not in TRANSFORMS and name not in rounding:
             raise UnsupportedError(f"method {name!r}", "quantize", _nearest(name))
     *transforms, last = names

@@ -20,7 +20,7 @@ from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.encodings.transcode import Verdict, judge, judge_tensor, refusal, transcode
 from halfbyte.ir.model import Model
-from halfbyte.ir.profile import CONSTANT, HeadProfile, Profile, stays_float
+from halfbyte.ir.profile import CONSTANT, AdvisingProfile, HeadProfile, Profile, stays_float
 from halfbyte.ir.tensor import Tensor
 from halfbyte.quant.algorithms import get_algorithm
 from halfbyte.quant.mixes import ROW_LENGTH_FALLBACK, SHORTER_BLOCKS
@@ -169,6 +169,11 @@ def _advice(tensor: Tensor) -> str:
     return f"hf:gptq, onnx:ort and hb keep the order of its groups (act-order); or {requantize}"
 
 
+def _effect_advice(profile: Profile) -> str:
+    """Return what to do where a container takes a type for no weight at all."""
+    return profile.advice if isinstance(profile, AdvisingProfile) else ""
+
+
 @dataclass
 class _Planner:
     profile: Profile
@@ -237,13 +242,11 @@ class _Planner:
             decision.target != self.base for decision in self.decisions.values()
         ):
             assert self.choice is not None
-            decided = [decision.tensor for decision in self.decisions.values()]
-            sample = next(tensor for tensor in decided if tensor.name == self.refused[0])
+            lists = [self._nearest(self.decisions[name].tensor) for name in self.refused]
             raise UnsupportedError(
-                f"type {self.choice.named.name}",
-                f"format {self.profile.name}",
-                self._nearest(sample),
-            )
+                f"type {self.choice.named.name}", f"format {self.profile.name}",
+                max(lists, key=len), _effect_advice(self.profile),
+            )  # fmt: skip
 
     def _nearest(self, tensor: Tensor) -> list[str]:
         """Return what the container holds, nearest to the asked type first."""

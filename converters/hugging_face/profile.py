@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from halfbyte.converters.hugging_face.checkpoints import FLAVOURS
 from halfbyte.ir.encodings.dense import DTYPES, Dense
 from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.tensor import Tensor
@@ -14,6 +15,11 @@ class HuggingFaceProfile:
     """Dense encodings; block and affine encodings need a flavour."""
 
     name: str = "hf"
+
+    @property
+    def advice(self) -> str:
+        """Return the flavours that hold codes."""
+        return f"codes are held by {', '.join(f'hf:{name}' for name in FLAVOURS)}"
 
     def accepts(self, tensor: Tensor, encoding: Encoding) -> bool:
         """Whether the encoding is dense."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.part_views import matrix_of
+from halfbyte.ir.streamed_parts import naming
 from halfbyte.ir.tensor import Tensor
 from halfbyte.quant.algorithms import Calibrated, Solved
 from halfbyte.quant.calibration.pieces import Site
@@ -241,10 +242,14 @@ class Rounding:
         known = statistics.count > 0
         for start, stop in matrix.row_ranges(CHUNK_BYTES):
             rows = np.ascontiguousarray(matrix.float32(start, stop))
-            if known:
-                solved = self._algorithm(rows, encoding, statistics, self._options, self._solver)
-            else:
-                solved = Solved(encoding.encode(rows), 0.0, 0.0, "no token came: plain rounding")
+            with naming(matrix.name):
+                if known:
+                    solved = self._algorithm(
+                        rows, encoding, statistics, self._options, self._solver
+                    )
+                else:
+                    plain = encoding.encode(rows)
+                    solved = Solved(plain, 0.0, 0.0, "no token came: plain rounding")
             error, rtn_error = error + solved.error, rtn_error + solved.rtn_error
             if solved.note:
                 tally.notes[solved.note] = None

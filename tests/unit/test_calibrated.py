@@ -251,6 +251,18 @@ def test_large_and_infinite_activations_are_told(
             assert max(report.largest.values()) > 2e4
 
 
+def test_weights_that_cannot_be_rounded_are_named(tmp_path: Path) -> None:
+    model = random_model("llama", seed=2)
+    name = "model.layers.1.mlp.up_proj.weight"
+    broken = np.array(model.weights[name].float32())
+    for value, told in ((np.nan, "NaN"), (1e30, "float16's range")):
+        broken[3, 5] = value
+        tensor = tensor_from_array(name, broken).identified(model.weights[name].key)
+        other = model.with_weights({**model.weights, name: tensor})
+        with pytest.raises(HalfbyteError, match=f"{name}.*{told}"):
+            run(other, random_batches(model), tmp_path, method="gptq")
+
+
 def test_progress_reaches_its_total(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
     model = random_model("llama", seed=2)
     told: dict[str, int] = {"total": 0, "done": 0}

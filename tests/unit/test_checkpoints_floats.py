@@ -346,6 +346,8 @@ BAD_FLOATS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
      BLOCKS, r"\[2, 2\] was required"),
     ("2 block is no pair", {"weight": CODES, "weight_scale_inv": np.ones((2, 2), "f4")},
      {**BLOCKS, "weight_block_size": 128}, "the config's block is 128"),
+    ("2b block is huge", {"weight": CODES, "weight_scale_inv": np.ones((1, 2), "f4")},
+     {**BLOCKS, "weight_block_size": [1 << 70, 128]}, "the config's block is .*; correct"),
     ("3 codes of another type", {"weight": CODES.astype("f4"),
      "weight_scale_inv": np.ones((2, 2), "f4")}, BLOCKS, "float8_e4m3fn were required"),
     ("4 no codes", {"weight_scale_inv": np.ones((2, 2), "f4")}, BLOCKS, "weight' is missing"),

@@ -11,6 +11,7 @@ import pytest
 
 from halfbyte import pipeline
 from halfbyte.converters import read
+from halfbyte.converters.hugging_face.checkpoints.mlx import MLX
 from halfbyte.converters.hugging_face.checkpoints.mlx_layout import mlx_layout
 from halfbyte.errors import HalfbyteError, UnsupportedError
 from halfbyte.ir.encodings import encoding_from_name
@@ -24,9 +25,11 @@ from halfbyte.ir.encodings.transcode import (
 )
 from halfbyte.ir.tensor import Tensor, tensor_from_array
 from halfbyte.quant.algorithms.rtn import requantize
+from halfbyte.quant.plan import apply_plan, make_plan
 from support.checkpoint_folders import arrays_of, decoder, quantized
 from support.encoded import encoded, held, normal_rows
 from support.model_folders import outputs_of
+from support.random_models import random_model
 from support.safetensors_files import write_folder
 
 mx: Any = pytest.importorskip("mlx.core", reason="the values of MLX's modes need mlx[cpu]")
@@ -196,6 +199,14 @@ def test_nvfp4_of_a_tensor_scale_that_mlx_has_not_is_refused() -> None:
         mlx_layout([small]).arrays(small)[1].part.read()
 
 
+def test_nvfp4_is_not_chosen_anew() -> None:
+    model, profile = random_model("llama"), MLX.profile()
+    with pytest.raises(UnsupportedError, match=r"nvfp4 is not supported; supported: .*NVFP4"):
+        make_plan(model, profile, "nvfp4")
+    anew = apply_plan(model, make_plan(model, profile, "NVFP4"))
+    assert {str(d.target) for d in make_plan(anew, profile).decisions} >= {"NVFP4"}
+
+
 def nvfp4_tensor(rows: np.ndarray) -> Tensor:
     plain = tensor_from_array(f"{MODULE}.weight", rows)
     return held(requantize(plain, encoding_from_name("nvfp4")))
@@ -207,7 +218,7 @@ def nvfp4_tensor(rows: np.ndarray) -> Tensor:
         ("int4-g64", "int4-g64-bias", Verdict.EXACT, False),
         ("Q4_0", "int4-g32-bias", Verdict.EXACT, False),
         ("int4-g32-asym", "int4-g32-bias-f32", Verdict.EXACT, False),
-        ("int4-g32-asym", "int4-g32-bias", Verdict.EXACT_TO_ROUNDING, True),
+        ("int4-g32-asym", "int4-g32-bias", Verdict.OFFSETS_ROUNDED, True),
         ("int4-g32-bias-f32", "int4-g32-asym", Verdict.EXACT_TO_ROUNDING, True),
         ("Q4_1", "int4-g32-bias", Verdict.EXACT, False),
     ],
@@ -258,3 +269,5 @@ def test_unknown_modes_and_wrong_bits_are_refused(tmp_path: Path) -> None:
         read(folder_of(tmp_path / "a", arrays, settings(4, 64, "posit")))
     with pytest.raises(HalfbyteError, match="bits 8"):
         read(folder_of(tmp_path / "b", arrays, settings(8, 64)))
+    with pytest.raises(UnsupportedError, match=r"mode \[1\]"):
+        read(folder_of(tmp_path / "c", arrays, settings(4, 64) | {"mode": [1]}))

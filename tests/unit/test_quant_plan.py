@@ -8,6 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from halfbyte.converters.hugging_face.checkpoints.gptq import GPTQ
+from halfbyte.converters.hugging_face.profile import HuggingFaceProfile
 from halfbyte.errors import HalfbyteError, QuantizationError, UnsupportedError
 from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.encodings.ggml_legacy import Q8_0
@@ -219,6 +221,13 @@ def test_a_type_the_container_never_holds_is_an_error() -> None:
     assert "format dense: type Q4_0 is not supported; supported: float32" in str(error.value)
     with pytest.raises(UnsupportedError, match="format blocks: type int8 .*; supported: Q8_0, "):
         make_plan(model(), BLOCKS, "int8")
+
+
+def test_alternatives_are_those_of_weights_that_take_codes() -> None:
+    with pytest.raises(UnsupportedError, match="format hf:gptq: .*supported: int4-g32, "):
+        make_plan(model(), GPTQ.profile(), "Q4_0")
+    with pytest.raises(UnsupportedError, match="format hf: type int4-g32 .* hf:gptq, hf:awq, "):
+        make_plan(model(), HuggingFaceProfile(), "int4-g32")
 
 
 def test_a_type_the_container_holds_for_some_weights_only() -> None:

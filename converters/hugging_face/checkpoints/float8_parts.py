@@ -22,7 +22,7 @@ from halfbyte.ir.encodings.power_scales import power_scales
 from halfbyte.ir.part_views import ReshapedPart
 from halfbyte.ir.tensor import ComputedPart, Part, Tensor
 
-BLOCK = 128
+BLOCK, _LARGEST_BLOCK = 128, 1 << 31
 SCALES = ("float32", "bfloat16", "float16", "uint8", "float8_e8m0fnu")
 CODES = ("float8_e4m3fn",)
 _POWERS = np.dtype(ml_dtypes.float8_e8m0fnu)
@@ -72,7 +72,7 @@ def _is_one(block: Any, codes: Tensor) -> bool:
 
 def _block(stored: StoredWeight, ending: str, block: Any) -> tuple[int, int]:
     whole = isinstance(block, list | tuple) and len(block) == 2
-    if not whole or not all(isinstance(b, int) and b > 0 for b in block):
+    if not whole or not all(isinstance(b, int) and 0 < b <= _LARGEST_BLOCK for b in block):
         rule = f"has scales {list(stored.held[ending].shape)}, but the config's block is {block!r}"
         raise stored.found.error(f"{stored.module}.{ending}", f"{rule}; correct the config")
     return int(block[0]), int(block[1])

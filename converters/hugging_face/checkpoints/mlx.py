@@ -101,8 +101,8 @@ class _Weight(StoredWeight):
         rows = words.shape[:-1]
         if mode == AFFINE:
             encoding, parts = self._affine(words, rows)
-        elif mode in MODES:
-            encoding, parts = self._floats(str(mode), words, rows)
+        elif isinstance(mode, str) and mode in MODES:
+            encoding, parts = self._floats(mode, words, rows)
         else:
             raise UnsupportedError(
                 f"mode {mode!r} of {self.module!r}", str(self.found.where), [AFFINE, *MODES]

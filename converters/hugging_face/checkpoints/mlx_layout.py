@@ -42,8 +42,13 @@ FORMS: tuple[Encoding, ...] = (
 
 
 def holds(encoding: Encoding, tensor: Tensor) -> bool:
-    """Whether a weight in an encoding can be restated in MLX's groups, which are whole."""
+    """Whether a weight in an encoding can be restated in MLX's groups, which are whole.
+
+    Scales of `nvfp4` chosen anew need a scale of the tensor, which MLX has no place for.
+    """
     form = mlx_form(encoding)
+    if encoding == ScaledFloat4() and tensor.encoding not in (ScaledFloat4(), NVFP4()):
+        return False
     return form is not None and tensor.columns % form.block_shape[1] == 0
 
 
