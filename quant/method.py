@@ -105,8 +105,11 @@ def parse_method(text: str) -> Chain:
     rounding = [*ALGORITHMS, *CALIBRATED]
     for name in names:
         if not name and len(names) > 1:
+            given = "+".join(filter(None, names))
             empty = f"method {text!r} with an empty place"
-            raise UnsupportedError(empty, "quantize", ["+".join(filter(None, names))])
+            raise UnsupportedError(
+                empty, "quantize", [given] if given else [*rounding, *TRANSFORMS]
+            )
         if name not in TRANSFORMS and name not in rounding:
             raise UnsupportedError(f"method {name!r}", "quantize", _nearest(name))
     *transforms, last = names

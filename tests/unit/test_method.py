@@ -40,7 +40,7 @@ def test_what_a_chain_needs() -> None:
         ("", "''"),
         ("awq++gptq", r"empty place.*awq\+gptq"),
         ("awq+", r"'awq\+' with an empty place.*supported: awq"),
-        ("+", r"'\+' with an empty place is not supported$"),
+        ("+", r"'\+' with an empty place is not supported; supported: rtn"),
         ("gptq+awq", r"'gptq' rounds, nothing can follow.*awq\+gptq"),
         ("gptq+rtn", r"'gptq' rounds, nothing can follow.*gptq, rtn"),
         ("awq+awq+gptq", r"'awq' twice.*awq\+gptq"),
