@@ -151,8 +151,8 @@ def write_options() -> Callable[[Function], Function]:
             "--to",
             default="",
             metavar="FORMAT",
-            help="gguf, hb, onnx, onnx:static, onnx:ort, hf or hf: with gptq, awq, compressed-tensors, "
-            "mlx, fp8; else DST's ending decides.",
+            help="gguf, hb, onnx, onnx:static, onnx:ort, hf, or hf: with gptq, awq, "
+            "compressed-tensors, mlx or fp8; else DST's ending decides.",
         ),
         click.option(
             "--opset",

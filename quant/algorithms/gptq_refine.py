@@ -161,7 +161,7 @@ class _Refit:
             steps = [
                 (n - o).astype(np.float32)[:, None] for n, o in zip(new, (d, dmin), strict=True)
             ]
-            moved: Float = u * steps[0] + lift * steps[1]
+            moved = np.asarray(u * steps[0] + lift * steps[1], np.float32)
             gradient -= self._pushed(moved, columns)
 
     def _values(self) -> Float:
