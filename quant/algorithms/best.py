@@ -45,6 +45,7 @@ def solve(
         plain = replace(options, act_order="none", alpha=ALPHA)
         problem = prepare(encoding, statistics, plain, solver, asymmetric=True)
         if problem is not None and problem.shift is not None:
-            weight = weight + solver.product(weight, np.ascontiguousarray(problem.shift.T))
+            aimed = gptq.target_of(weight, problem, solver)
+            weight = aimed[:, np.argsort(problem.order)]  # an encoding may sort its columns
     refined = replace(options, refine=max(options.refine, REFINE))
     return gptq.solve(weight, encoding, statistics, refined, solver)

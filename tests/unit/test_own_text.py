@@ -115,13 +115,14 @@ def test_only_best_writes(method: str, tmp_path: Path) -> None:
     assert made.weights.keys() == MODEL.weights.keys()
 
 
-def test_best_aims_at_the_float_models_output() -> None:
+@pytest.mark.parametrize("name", ["int4-g32", "int4-g32-actorder"])
+def test_best_aims_at_the_float_models_output(name: str) -> None:
     generator = np.random.default_rng(5)
     weight = generator.standard_normal((24, 64)).astype(np.float32)
     mixing = generator.standard_normal((64, 64)) / 8
     float_x = generator.standard_normal((600, 64)) @ (np.eye(64) + mixing)
     x = float_x + 0.3 * float_x @ mixing + 0.05 * generator.standard_normal((600, 64))
-    encoding = encoding_from_name("int4-g32")
+    encoding = encoding_from_name(name)
 
     def error(cross: np.ndarray | None) -> float:
         statistics = InputStatistics(
