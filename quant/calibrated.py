@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import HalfbyteError, UnsupportedError
 from halfbyte.ir.model import Model
 from halfbyte.quant.calibration.batches import Batches, completed
 from halfbyte.quant.calibration.own_text import with_own_text
@@ -81,6 +81,7 @@ def quantize_calibrated(
             f"method {chain.name}: neither calibration data nor statistics were given, one is "
             "required; give --calib or --stats"
         )
+    _require_one_order(plan, chain)
     note = ""
     if batches is not None and statistics is None and chain.rounding in WITH_OWN_TEXT:
         batches, note = with_own_text(batches, model, options.device, options.threads)
@@ -89,6 +90,20 @@ def quantize_calibrated(
     walk = Walk(model, plan, chain, options, solver, spool, runs, statistics)
     made, report = walk.result(progress)
     return made, replace(report, warnings=(*report.warnings, note)) if note else report
+
+
+def _require_one_order(plan: Plan, chain: Chain) -> None:
+    """Check that no stack of experts, each with an order of its own, is to share one order.
+
+    Raises:
+        UnsupportedError: one is.
+    """
+    for decision in plan.decisions:
+        grid, stacked = decision.target.grid, len(decision.tensor.shape) > 2
+        if chain.needs_hessian and decision.is_search and stacked and grid and grid.act_order:
+            without = decision.target.name.replace("-actorder", "")
+            what = f"{decision.target} of a stack of experts by {chain.name}"
+            raise UnsupportedError(what, f"tensor {decision.tensor.name!r}", [without])
 
 
 def transformed_model(

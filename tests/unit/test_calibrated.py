@@ -11,7 +11,7 @@ import pytest
 
 from halfbyte.converters import get_format
 from halfbyte.converters.architectures import ARCHITECTURES
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import HalfbyteError, UnsupportedError
 from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph, Value
 from halfbyte.ir.model import Model
 from halfbyte.ir.profile import MATRIX
@@ -249,6 +249,16 @@ def test_large_and_infinite_activations_are_told(
             _, report = run(other, batches, tmp_path)
             assert any("activations reach" in line for line in report.warnings)
             assert max(report.largest.values()) > 2e4
+
+
+def test_stacks_of_experts_share_no_order(tmp_path: Path) -> None:
+    model = random_model("mixtral")
+    plan = make_plan(model, get_format("hb").profile(), "int4-g32-actorder")
+    options = CalibrationOptions(tmp_path, threads=1)
+    with pytest.raises(UnsupportedError, match="stack of experts by gptq .*supported: int4-g32$"):
+        quantize_calibrated(
+            model, plan, parse_method("gptq"), random_batches(model), options, SOLVER
+        )
 
 
 def test_weights_that_cannot_be_rounded_are_named(tmp_path: Path) -> None:
