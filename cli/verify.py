@@ -48,6 +48,13 @@ def _gate_options(function: Any) -> Any:
     "--allow-pickle", is_flag=True, help="Read pytorch_model.bin, through a restricted unpickler."
 )
 @compute_option("exact")
+@click.option(
+    "--activations",
+    type=click.Choice(("float", "declared")),
+    default="float",
+    show_default=True,
+    help="declared: rounded as a checkpoint says that servers do; float: weights alone count.",
+)
 @device_options()
 @output_options()
 def command(
@@ -59,6 +66,7 @@ def command(
     reference_storage: str,
     allow_pickle: bool,
     compute: str,
+    activations: str,
     device: str,
     threads: int,
     as_json: bool,
@@ -80,6 +88,7 @@ def command(
             reference_storage=reference_storage,
             device=device,
             compute=compute,
+            activations=activations,
             threads=threads,
             allow_pickle=allow_pickle,
             progress=None if bar is None else bar.of_total,

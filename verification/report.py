@@ -14,7 +14,7 @@ class VerifyReport:
     """Figures of a candidate against a reference.
 
     `figures` holds a language model's figures, `outputs` those of any other model, one entry per
-    output; `gates` the limits asked for.
+    output; `gates` the limits asked for; `notes` what the figures leave out.
     """
 
     reference: str
@@ -23,6 +23,7 @@ class VerifyReport:
     outputs: list[dict[str, Any]] = field(default_factory=list)
     gates: list[Gate] = field(default_factory=list)
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -47,6 +48,8 @@ class VerifyReport:
         else:
             body.update(self.figures)
         body["seconds"] = self.seconds
+        if self.notes:
+            body["notes"] = list(self.notes)
         body["gates"] = [gate.to_json() for gate in self.gates]
         body["passed"] = self.passed
         return body

@@ -31,7 +31,7 @@ from halfbyte.converters.gguf.imatrix import is_importance
 from halfbyte.engine import available_threads
 from halfbyte.errors import HalfbyteError
 from halfbyte.importance_request import Importance
-from halfbyte.integer_activations import with_integers
+from halfbyte.integer_activations import with_declaration, with_integers
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import FilePart
 from halfbyte.journal import Journal, identity
@@ -195,7 +195,7 @@ def _planned(
     threads = request.threads or available_threads()
     _require_device(request.device, threads)
     target, flavour = format_for_output(output, request.to)
-    check_options(target.name, request)
+    check_options(target.name, flavour, request)
     model = _read(source, request, threads)
     _require_complete(model)
     if place is not None and request.calibration.save_stats:
@@ -213,6 +213,7 @@ def _planned(
         made = with_integers(model, request.activations, request.calibration, threads)
         model, integers = made.model, made.encodings
         notes, type_name = (*notes, made.note), ""  # what is left float stays so
+    model = with_declaration(model, request.activations, f"{target.name}:{flavour}")
     importance = Importance.read(request.imatrix)
     plan = make_plan(
         model,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from halfbyte.calibration import CalibrationRequest, calibration_batches
 from halfbyte.calibration_data import owner_of
 from halfbyte.errors import HalfbyteError, UnsupportedError
+from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.model import Model
 
-MODES = ("none", "int8-static", "int8-dynamic")
+MODES = ("none", "int8-static", "int8-dynamic", "fp8")
+# A checkpoint that says how servers round activations, and what goes with each mode there.
+DECLARING = "hf:compressed-tensors"
+KINDS = {"int8-dynamic": "int", "fp8": "float"}
+TYPES = {"int8-dynamic": ("int8", "int8-bf16", "int8-f32"), "fp8": ("fp8", "fp8-bf16")}
 
 
 @dataclass(frozen=True)
@@ -43,25 +49,56 @@ class Integers:
     encodings: Mapping[str, str]
 
 
-def check_activations(request: ActivationRequest, type_name: str, format_name: str) -> None:
-    """Refuse what does not go together.
+def check_activations(request: ActivationRequest, type_name: str, target: str) -> None:
+    """Refuse what does not go together; target: the format, with its flavour after a colon.
 
     Raises:
-        UnsupportedError: an unknown mode, a format or a type that has no integer activations.
+        UnsupportedError: an unknown mode, a format or a type that has no such activations.
     """
     if request.mode not in MODES:
         raise UnsupportedError(f"activations {request.mode!r}", "quantize", MODES)
     if request.mode == "none":
         return
-    if format_name != "onnx":
-        where = f"format {format_name}"
-        raise UnsupportedError(f"--activations {request.mode}", where, advice="give --to onnx")
+    if target == DECLARING and request.mode in KINDS:
+        _check_declared(request, type_name)
+        return
+    if target.partition(":")[0] != "onnx" or request.mode == "fp8":
+        places = [DECLARING] if request.mode in KINDS else []
+        places += ["onnx"] if request.mode != "fp8" else []
+        advice = f"give --to {' or '.join(places)}"
+        raise UnsupportedError(f"--activations {request.mode}", f"format {target}", advice=advice)
     if type_name != "int8":
         what = f"--activations {request.mode} with --type {type_name or 'none'}"
         raise UnsupportedError(what, "quantize", advice="give --type int8")
     if request.is_dynamic and request.keep_float:
         advice = "give --tensor GLOB=F32"
         raise UnsupportedError("--keep-float with int8-dynamic", "quantize", advice=advice)
+
+
+def _check_declared(request: ActivationRequest, type_name: str) -> None:
+    """Check that weights have one symmetric scale for each row, of the kind of the activations."""
+    from halfbyte.converters.hugging_face.checkpoints.ct_activations import fits_inputs
+
+    encoding = None
+    with suppress(HalfbyteError):
+        encoding = encoding_from_name(type_name)
+    if encoding is None or not fits_inputs(encoding, KINDS[request.mode]):
+        what = f"--activations {request.mode} with --type {type_name or 'none'}"
+        raise UnsupportedError(what, DECLARING, [f"--type {name}" for name in TYPES[request.mode]])
+    if request.keep_float:
+        advice = "give --tensor GLOB=bfloat16"
+        raise UnsupportedError("--keep-float", DECLARING, advice=advice)
+
+
+def with_declaration(model: Model, request: ActivationRequest, target: str) -> Model:
+    """Return the model that says how a server rounds its activations, if that is asked for."""
+    from halfbyte.converters.hugging_face.checkpoints.checkpoint import ACTIVATIONS
+    from halfbyte.converters.hugging_face.checkpoints.ct_activations import with_dynamic_inputs
+
+    if target != DECLARING or request.mode not in KINDS:
+        return model
+    said = with_dynamic_inputs(model.metadata.get(ACTIVATIONS) or {}, KINDS[request.mode])
+    return replace(model, metadata={**model.metadata, ACTIVATIONS: said})
 
 
 def _batches(model: Model, request: CalibrationRequest) -> Iterator[Mapping[str, Any]]:

@@ -61,7 +61,7 @@ class OutputRequest:
     activations: ActivationRequest = field(default_factory=ActivationRequest)
 
 
-def check_options(format_name: str, request: OutputRequest) -> None:
+def check_options(format_name: str, flavour: str, request: OutputRequest) -> None:
     """Refuse options that the format of the output knows nothing of.
 
     Raises:
@@ -70,7 +70,8 @@ def check_options(format_name: str, request: OutputRequest) -> None:
     where = f"format {format_name}"
     if request.opset is not None and format_name != "onnx":
         raise UnsupportedError("--opset", where, advice="give --to onnx")
-    check_activations(request.activations, request.type, format_name)
+    target = f"{format_name}:{flavour}" if flavour else format_name
+    check_activations(request.activations, request.type, target)
     split = request.split
     if split.keep and (split.max_bytes or split.max_tensors):
         what = "--keep-split together with a limit"

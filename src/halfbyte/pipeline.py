@@ -245,14 +245,21 @@ def session(
     return Session(model, device=device, compute=compute, threads=threads or available_threads())
 
 
-def judged(model: Model, *, device: str, compute: str, threads: int) -> Runnable:
-    """Return what runs the graph that a model's file holds, if it holds one, else `session`."""
+def judged(
+    model: Model, *, device: str, compute: str, threads: int, declared: bool = False
+) -> Runnable:
+    """Return what runs the graph that a model's file holds, if it holds one, else `session`.
+
+    declared: with activations rounded as its container declares them.
+    """
     from halfbyte.runtime.session import OUTPUTS
+    from halfbyte.verification.declared_activations import with_declared
     from halfbyte.verification.stored_graph import StoredGraph
 
-    if model.stored_graph is None:
-        return session(model, device=device, compute=compute, threads=threads)
     owner = model.over_stored_graph()
+    owner = with_declared(owner) if declared else owner
+    if model.stored_graph is None:
+        return session(owner, device=device, compute=compute, threads=threads)
     held = session(owner, device=device, compute=compute, threads=threads)
     is_language_model = any(value.name == OUTPUTS for value in model.graph.inputs)
     return StoredGraph(held) if is_language_model else held
@@ -269,6 +276,7 @@ def verify(
     reference_storage: str = "exact",
     device: str = "cpu",
     compute: str = "exact",
+    activations: str = "float",
     threads: int = 0,
     allow_pickle: bool = False,
     progress: ProgressFor | None = None,
@@ -277,7 +285,8 @@ def verify(
 
     data: a text file, or an .npz of inputs for other models; limits: {metric: limit}.
     reference_storage: `exact`, or `16-bit` to round the reference's log-probabilities of a language
-    model as llama-perplexity's base file does.
+    model as llama-perplexity's base file does. activations: `float`, so that weights alone are
+    judged, or `declared`: rounded as checkpoints say that servers round them.
 
     Raises:
         HalfbyteError: the models are not comparable, or the data does not fit them.
@@ -285,6 +294,7 @@ def verify(
     from halfbyte.array_files import graph_owner
     from halfbyte.evaluation_data import evaluation_data
     from halfbyte.verification import language_model, outputs
+    from halfbyte.verification.declared_activations import activation_notes
     from halfbyte.verification.gates import judge, require_figures
     from halfbyte.verification.report import VerifyReport
 
@@ -292,8 +302,11 @@ def verify(
     models = [open(path, allow_pickle=allow_pickle) for path in (reference, candidate)]
     if data is not None and Path(data).suffix == ".npz":
         models = [graph_owner(data, model) for model in models]
+    notes = activation_notes(models, activations, compute)
+    rounds = activations == "declared"
     first, second = (
-        judged(model, device=device, compute=compute, threads=threads) for model in models
+        judged(model, device=device, compute=compute, threads=threads, declared=rounds)
+        for model in models
     )
     inputs = evaluation_data(models[0], models[1], data)
     require_figures(limits or {}, of_outputs=bool(inputs.batches))
@@ -309,7 +322,7 @@ def verify(
         measured = figures
     gates = judge(limits or {}, measured)
     seconds = time.perf_counter() - started
-    return VerifyReport(str(reference), str(candidate), figures, entries, gates, seconds)
+    return VerifyReport(str(reference), str(candidate), figures, entries, gates, seconds, notes)
 
 
 def inspect(

@@ -66,4 +66,5 @@ def verify_report(report: VerifyReport) -> RenderableType:
     ]
     if report.gates:
         parts.append(_gate_table(report))
+    parts += [Text(note, overflow="fold") for note in report.notes]
     return Group(*parts)
