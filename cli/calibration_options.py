@@ -169,6 +169,13 @@ def calibration_options() -> Decorator:
             help="Weights see what the earlier ones of their layer became.",
         ),
         click.option(
+            "--smoothquant-alpha",
+            type=click.FloatRange(0, 1),
+            default=0.5,
+            show_default=True,
+            help="Of smoothquant: 1 evens out the activations, 0 the weights.",
+        ),
+        click.option(
             "--activation-limit",
             "activation_limit_bytes",
             default="128MiB",

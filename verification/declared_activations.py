@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from halfbyte.converters.hugging_face.checkpoints.checkpoint import ACTIVATIONS
-from halfbyte.converters.hugging_face.checkpoints.ct_activations import fits_inputs
 from halfbyte.errors import UnsupportedError
+from halfbyte.ir.activation_scheme import ACTIVATIONS, fits_inputs
 from halfbyte.ir.encodings.float8 import Float8
 from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph, Node, Value
 from halfbyte.ir.model import Model
@@ -23,6 +22,7 @@ from halfbyte.ir.tensor import Tensor, tensor_from_array
 
 MODES = ("float", "declared")
 REACH = {"int": 127.0, "float": 448.0}
+INT8 = {"lowest": -128, "highest": 127}
 NAMES = {"int": "int8", "float": "float8"}
 LINEARS = ("Linear", "ExpertLinear")
 SMALLEST = float(np.finfo(np.float32).tiny)  # a scale for tokens that are all zero
@@ -142,9 +142,8 @@ def _rounded(graph: Graph, x: Value, kind: str, before: Node) -> Value:
     def add(op: str, *inputs: Value, dtype: str | None = None, **attributes: Any) -> Value:
         name = graph.fresh_name(f"{x.name}.{op.lower()}")
         out = Value(name, dtype or "float32", x.shape if op != "ReduceMax" else None)
-        node = Node(
-            *(op, list(inputs), [out], attributes), since_version=graph.opset, layer=before.layer
-        )
+        node = Node(op, list(inputs), [out], attributes, layer=before.layer)
+        node.since_version = graph.opset
         graph.insert(node, before)
         return out
 
@@ -155,6 +154,7 @@ def _rounded(graph: Graph, x: Value, kind: str, before: Node) -> Value:
     scale = add("Max", add("Div", largest, reach), smallest)
     ratio = add("Div", x, scale)
     if kind == "int":
-        return add("Mul", add("Round", ratio), scale)
+        ends = (constant(name, np.array(end, np.float32)) for name, end in INT8.items())
+        return add("Mul", add("Clip", add("Round", ratio), *ends), scale)
     codes = add("Cast", ratio, dtype="float8_e4m3fn", to="float8_e4m3fn", saturate=1)
     return add("Mul", add("Cast", codes, to="float32", saturate=1), scale)

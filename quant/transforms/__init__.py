@@ -61,6 +61,16 @@ class TransformOptions:
     heads: bool = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Check alpha.
+
+        Raises:
+            UnsupportedError: it has no meaning.
+        """
+        if not 0 <= self.alpha <= 1:
+            found = f"SmoothQuant's alpha {self.alpha!r}"
+            raise UnsupportedError(found, "quantize", ["numbers from 0 to 1"])
+
 
 @dataclass(frozen=True)
 class LinearInput:

@@ -15,6 +15,7 @@ from halfbyte.files import sha256
 from halfbyte.ir.model import CALIBRATION_KEY, Model
 from halfbyte.journal import Journal, code_identity, open_journal, text_hash
 from halfbyte.quant.method import MethodOptions
+from halfbyte.quant.transforms import TransformOptions
 
 if TYPE_CHECKING:
     from halfbyte.quant.calibrated import CalibrationReport, ProgressFor
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from halfbyte.quant.method import Chain
     from halfbyte.quant.plan import Plan
     from halfbyte.quant.solver import Solver
-    from halfbyte.quant.transforms import TransformOptions
 
 ACTIVATION_LIMIT_BYTES = 128 << 20
 
@@ -34,7 +34,7 @@ class CalibrationRequest:
 
     data: what it sees. random: sequences of random tokens beside it. stats: a file of statistics
     instead of data; save_stats: where statistics of the data go. method: what bends the rounding.
-    journal: keep what is finished beside the output.
+    journal: keep what is finished beside the output. alpha: SmoothQuant's share of activations.
     """
 
     data: DataRequest = field(default_factory=DataRequest)
@@ -44,6 +44,7 @@ class CalibrationRequest:
     method: MethodOptions = field(default_factory=MethodOptions)
     activation_limit_bytes: int = ACTIVATION_LIMIT_BYTES
     journal: bool = True
+    alpha: float = TransformOptions.alpha
 
     @property
     def files(self) -> list[str]:

@@ -204,7 +204,8 @@ def _planned(
         refuse_replacing_data(model, [statistics])
     merged = with_adapters(model, request)
     chain = chain_of(request)
-    transforms = TransformOptions(seed=request.calibration.data.seed)
+    given = request.calibration
+    transforms = TransformOptions(alpha=given.alpha, seed=given.data.seed)
     origin = "" if place is None else identity(model, request.lora)
     model, notes = transformed_model(merged.model, chain, transforms)
     type_name: str = request.type

@@ -10,6 +10,7 @@ from typing import Any
 from halfbyte.calibration import CalibrationRequest, calibration_batches
 from halfbyte.calibration_data import owner_of
 from halfbyte.errors import HalfbyteError, UnsupportedError
+from halfbyte.ir.activation_scheme import ACTIVATIONS, fits_inputs
 from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.model import Model
 
@@ -77,8 +78,6 @@ def check_activations(request: ActivationRequest, type_name: str, target: str) -
 
 def _check_declared(request: ActivationRequest, type_name: str) -> None:
     """Check that weights have one symmetric scale for each row, of the kind of the activations."""
-    from halfbyte.converters.hugging_face.checkpoints.ct_activations import fits_inputs
-
     encoding = None
     with suppress(HalfbyteError):
         encoding = encoding_from_name(type_name)
@@ -92,7 +91,6 @@ def _check_declared(request: ActivationRequest, type_name: str) -> None:
 
 def with_declaration(model: Model, request: ActivationRequest, target: str) -> Model:
     """Return the model that says how a server rounds its activations, if that is asked for."""
-    from halfbyte.converters.hugging_face.checkpoints.checkpoint import ACTIVATIONS
     from halfbyte.converters.hugging_face.checkpoints.ct_activations import with_dynamic_inputs
 
     if target != DECLARING or request.mode not in KINDS:

@@ -136,6 +136,7 @@ def quantize(
     tail_damping: bool = True,
     group_search: bool = True,
     true_sequential: bool = True,
+    smoothquant_alpha: float = 0.5,
     activation_limit_bytes: int = ACTIVATION_LIMIT_BYTES,
     journal: bool = True,
     activations: str = "none",
@@ -165,9 +166,11 @@ def quantize(
     importance file. calib: what calibrated methods see, see docs/calibration.md: `calib_samples`
     sequences of `calib_length` tokens or samples of other inputs, drawn by `seed`, and
     `calib_random` sequences of random tokens. stats: statistics that `save_stats` wrote, instead.
-    damping to true_sequential: as in `MethodOptions`. journal: keep what is finished beside the
-    output. activations: `int8-static` or `int8-dynamic` of an ONNX file; calibration_method,
-    target, keep_float: how ranges are cut, what multiplies the integers, globs of what stays float.
+    damping to true_sequential: as in `MethodOptions`. smoothquant_alpha: share of the activations,
+    0 to 1. journal: keep what is finished beside the output. activations: `int8-static` or
+    `int8-dynamic` of an ONNX file, `int8-dynamic` or `fp8` declared to servers in a folder of
+    `hf:compressed-tensors`; calibration_method, target, keep_float: how static ranges are cut, what
+    multiplies the integers, globs of what stays float.
     compat: llama.cpp's bytes also where its encoder has a fault. search: `exhaustive` looks through
     all scales that a block can store. progress: as for `convert`, and before that with the number
     of steps of a calibration. dry_run: write
@@ -222,6 +225,7 @@ def quantize(
             ),
             activation_limit_bytes,
             journal,
+            smoothquant_alpha,
         ),
         activations=ActivationRequest(activations, calibration_method, target, keep_float),
     )

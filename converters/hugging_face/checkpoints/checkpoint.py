@@ -13,13 +13,10 @@ import numpy as np
 from halfbyte.converters.hugging_face.checkpoints.gathered import GatheredPart
 from halfbyte.converters.hugging_face.safetensors_writer import ArraySpec, Job
 from halfbyte.errors import FormatError
+from halfbyte.ir.activation_scheme import ACTIVATIONS as ACTIVATIONS
 from halfbyte.ir.encodings.encoding import Array
 from halfbyte.ir.profile import Profile
 from halfbyte.ir.tensor import CHUNK_BYTES, Part, Tensor
-
-# Key of metadata: how values between layers are rounded, as compressed-tensors says it: a dict of
-# `input_activations`, `kv_cache_scheme` and `scales`, stored small arrays by name.
-ACTIVATIONS = "activation_quantization"
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,6 @@ import numpy as np
 from halfbyte.converters.hugging_face.checkpoints.checkpoint import StoredArray
 from halfbyte.converters.hugging_face.checkpoints.ct_config import Groups
 from halfbyte.ir.dtypes import numpy_dtype
-from halfbyte.ir.encodings.affine import Affine
-from halfbyte.ir.encodings.encoding import Encoding
-from halfbyte.ir.encodings.float8 import Float8
 from halfbyte.ir.tensor import ArrayPart, Tensor
 
 INPUTS = (".input_scale", ".input_zero_point", ".input_global_scale")
@@ -40,17 +37,6 @@ def dynamic_inputs(kind: str) -> dict[str, Any]:
         "observer": None,
         "observer_kwargs": {},
     }
-
-
-def fits_inputs(encoding: Encoding, kind: str) -> bool:
-    """Whether servers multiply such weights with inputs rounded by token: one scale for each row.
-
-    kind: that of the inputs, `int` or `float`.
-    """
-    if kind == "float":
-        return isinstance(encoding, Float8) and not encoding.group_size and encoding.shared == 1
-    symmetric = isinstance(encoding, Affine) and encoding.symmetric and encoding.bits == 8
-    return symmetric and isinstance(encoding, Affine) and not encoding.group_size
 
 
 def with_dynamic_inputs(carried: Mapping[str, Any], kind: str) -> dict[str, Any]:

@@ -1,0 +1,148 @@
+"""`quantize --activations` into compressed-tensors folders, and `verify` with them rounded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import halfbyte
+from halfbyte.ir.model import Model
+from halfbyte.ir.roles import Role
+from halfbyte.ir.tensor import tensor_from_array
+from support.checkpoint_folders import arrays_of, settings_of
+from support.model_folders import SAMPLE, tiny_model, write_model
+
+TO = ("--to", "hf:compressed-tensors")
+MODES = {"int": ("int8", "int8-dynamic"), "float": ("fp8", "fp8")}
+NORMED = {
+    Role.ATTENTION_NORM: (Role.ATTENTION_QUERY, Role.ATTENTION_KEY, Role.ATTENTION_VALUE),
+    Role.FEED_FORWARD_NORM: (Role.FEED_FORWARD_GATE, Role.FEED_FORWARD_UP),
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    words = np.random.default_rng(0).permutation(SAMPLE.split() * 60)
+    path.write_text(" ".join(words), encoding="utf-8")
+    return path
+
+
+def with_outliers(model: Model) -> Model:
+    """Return the same function with a few channels of 30 to 100 times their size after norms."""
+    found = dict(model.weights)
+    names = {(t.role, t.layer): t.name for t in found.values() if t.kind == "weight"}
+    factors = np.ones(model.config["hidden_size"], np.float32)
+    factors[[3, 17, 40]] = 30, 60, 100
+
+    def scale(role: Role, layer: int, by: np.ndarray) -> None:
+        tensor = found[names[role, layer]]
+        values = (tensor.decode() * by).reshape(tensor.shape)
+        found[tensor.name] = tensor_from_array(tensor.name, values).identified(tensor.key)
+
+    for layer in range(model.config["num_hidden_layers"]):
+        for norm, readers in NORMED.items():
+            scale(norm, layer, factors)
+            for reader in readers:
+                scale(reader, layer, 1 / factors)
+    return model.with_weights(found)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    model = tiny_model("llama", 3, hidden_size=64, intermediate_size=96, num_hidden_layers=2)
+    return {
+        "plain": write_model(model, folder / "plain"),
+        "outliers": write_model(with_outliers(model), folder / "outliers"),
+    }
+
+
+def divergence(cli: Any, first: Path, second: Path, text: Path, activations: str) -> float:
+    options = ("--data", text, "--context", "64", "--chunks", "2", "--activations", activations)
+    found = cli("verify", first, second, *options, "--json").json()
+    words = "rounded so here" if activations == "declared" else "weights alone"
+    assert any(words in note for note in found["notes"])
+    return float(found["mean_kl"])
+
+
+@pytest.mark.parametrize("kind", MODES)
+def test_a_folder_says_what_servers_do(
+    kind: str, sources: dict[str, Path], text: Path, tmp_path: Path, cli: Any
+) -> None:
+    type_name, mode = MODES[kind]
+    output = tmp_path / "out"
+    options = ("--type", type_name, "--activations", mode)
+    assert cli("quantize", sources["plain"], output, *TO, *options).code == 0
+    (group,) = settings_of(output)["config_groups"].values()
+    assert group["format"] == ("int-quantized" if kind == "int" else "float-quantized")
+    assert group["weights"]["strategy"] == "channel" and group["weights"]["symmetric"]
+    inputs = group["input_activations"]
+    assert (inputs["type"], inputs["num_bits"], inputs["strategy"]) == (kind, 8, "token")
+    assert inputs["dynamic"] is True
+    stored = arrays_of(output)["model.layers.0.mlp.up_proj.weight"]
+    assert stored.dtype.name == ("int8" if kind == "int" else "float8_e4m3fn")
+    plain = tmp_path / "plain"
+    assert cli("quantize", sources["plain"], plain, *TO, "--type", type_name).code == 0
+    assert "notes" not in cli("verify", plain, plain, "--data", text, "--context", 64, "--json").out
+    for name, tensor in halfbyte.open(plain).weights.items():
+        assert tensor.decode().tobytes() == halfbyte.open(output).weights[name].decode().tobytes()
+    alone = divergence(cli, sources["plain"], output, text, "float")
+    assert divergence(cli, sources["plain"], output, text, "declared") > alone > 0
+    shown = cli("verify", sources["plain"], output, "--data", text, "--context", 64).out
+    assert "weights alone are judged" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("method", ["smoothquant", "gptq", "smoothquant+gptq"])
+def test_methods(
+    method: str, sources: dict[str, Path], text: Path, tmp_path: Path, cli: Any
+) -> None:
+    output, data = tmp_path / "out", ("--calib", text, "--calib-samples", 4, "--calib-length", 32)
+    options = ("--type", "int8", "--activations", "int8-dynamic", "--method", method, *data)
+    report = cli("quantize", sources["plain"], output, *TO, *options, "--json").json()
+    assert report["calibration"]["method"].startswith(method)
+    assert settings_of(output)["config_groups"]["group_0"]["input_activations"]["dynamic"] is True
+    assert divergence(cli, sources["plain"], output, text, "declared") < 0.01
+
+
+def test_smoothquant_helps_where_channels_stick_out(
+    sources: dict[str, Path], text: Path, tmp_path: Path, cli: Any
+) -> None:
+    options = ("--type", "int8-f32", "--activations", "int8-dynamic", *TO)
+    data = ("--calib", text, "--calib-samples", 8, "--calib-length", 48)
+    found = {}
+    for name, more in {
+        "rtn": (),
+        "half": ("--method", "smoothquant", *data),
+        "most": ("--method", "smoothquant", "--smoothquant-alpha", 0.8, *data),
+    }.items():
+        assert cli("quantize", sources["outliers"], tmp_path / name, *options, *more).code == 0
+        found[name] = divergence(cli, sources["plain"], tmp_path / name, text, "declared")
+    assert found["half"] < found["rtn"] / 10
+    assert found["most"] < found["rtn"] / 10
+    assert found["half"] != found["most"]
+
+
+REFUSED = {
+    "type": (["--type", "int4", *TO, "--activations", "int8-dynamic"], "supported: --type int8"),
+    "kinds": (["--type", "int8", *TO, "--activations", "fp8"], "supported: --type fp8"),
+    "static": (["--type", "int8", *TO, "--activations", "int8-static"], "give --to onnx"),
+    "target": (["--type", "int8", "--to", "hb", "--activations", "int8-dynamic"],
+               "give --to hf:compressed-tensors or onnx"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name: str, sources: dict[str, Path], tmp_path: Path, fails: Any) -> None:
+    options, said = REFUSED[name]
+    assert said in fails("quantize", sources["plain"], tmp_path / "out", *options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_declared(sources: dict[str, Path], text: Path, fails: Any) -> None:
+    plain = sources["plain"]
+    options = ("--data", text, "--context", 64, "--activations", "declared")
+    assert "declare none" in fails("verify", plain, plain, *options)
