@@ -44,4 +44,4 @@ def activation_options() -> Decorator:
         ),
     )
 
-    return section("Integer activations of ONNX files", *added)
+    return section("Activations", *added)
