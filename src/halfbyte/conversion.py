@@ -177,6 +177,15 @@ class _Job:
         )
 
 
+def _require_no_experts(model: Model) -> None:
+    """Refuse a mixture of experts for ONNX before hours of calibration, not when it is written."""
+    from halfbyte.converters.onnx.language.export import require_dense
+    from halfbyte.converters.onnx.language_model import is_language_model
+
+    if is_language_model(model):
+        require_dense(model.graph)
+
+
 def _planned(
     source: Path,
     output: Path,
@@ -205,6 +214,8 @@ def _planned(
     merged = with_adapters(model, request)
     chain = chain_of(request)
     given = request.calibration
+    if place is not None and target.name == "onnx":
+        _require_no_experts(model)
     transforms = TransformOptions(alpha=given.alpha, seed=given.data.seed)
     origin = "" if place is None else identity(model, request.lora)
     model, notes = transformed_model(merged.model, chain, transforms)

@@ -145,3 +145,12 @@ def test_what_is_missing_is_said(
     assert "is a folder with content" in line
     found = cli("quantize", sources["gguf"], *asked, "--dry-run")
     assert found.code == 0 and "would write" in found.out
+
+
+def test_experts_are_refused_for_onnx_before_the_model_runs(
+    sources: dict[str, Path], tmp_path: Path, fails: Any
+) -> None:
+    options = ("--type", "int4-g32", "--method", "gptq", "--calib", tmp_path / "not looked for.txt")
+    line = fails("quantize", sources["mixtral"], tmp_path / "out.onnx", *options)
+    assert "the mixture of experts over" in line and "write gguf, hb, hf" in line
+    assert list(tmp_path.iterdir()) == []

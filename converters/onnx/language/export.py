@@ -30,7 +30,7 @@ class Export:
     holdings: dict[str, Holding]
 
 
-def _require_dense(graph: Graph) -> None:
+def require_dense(graph: Graph) -> None:
     """Raise UnsupportedError for a graph with experts, naming the first of their weights."""
     found = next((n for n in graph.nodes if (n.domain, n.op) == (HALFBYTE_DOMAIN, EXPERTS)), None)
     if found is not None and found.inputs[1] is not None:
@@ -54,7 +54,7 @@ def export_graph(model: Model, flavour: str = STANDARD, opset: int | None = None
         UnsupportedError: an operator or encoding has no form in ONNX.
     """
     source = model.graph
-    _require_dense(source)
+    require_dense(source)
     static = flavour == STATIC and bool(source.states)
     lowest = static_cache.OPSET if static else OPSET
     builder = OnnxBuilder(source.name, max(lowest, opset or 0))
