@@ -144,7 +144,12 @@ def test_pack_restates_zero_points() -> None:
         (
             Affine(4, 4),
             {"offset": np.ones((1, 2), np.float32)},
-            "its groups have offsets, the target's have none",
+            "its codes span 9..16, the target holds 0..15",
+        ),
+        (
+            Affine(4, 4),
+            {"offset": np.full((1, 2), 0.3, np.float32)},
+            "an offset is no whole number of steps",
         ),
         (
             Affine(4, 4),
