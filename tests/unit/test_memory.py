@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
-import time
 
-import numpy as np
 import pytest
 
 from halfbyte import memory
@@ -15,29 +14,57 @@ from halfbyte.memory import PeakMemory, anonymous_bytes, collections_paused
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 
+ALLOCATED_AND_GIVEN_BACK = """
+before = anonymous_bytes()
+with PeakMemory() as peak:
+    held = np.ones(400_000_000, np.uint8)
+    until = time.monotonic() + 60
+    while peak.peak_bytes < before + 300_000_000 and time.monotonic() < until:
+        time.sleep(0.01)
+    del held
+    after = anonymous_bytes()
+print(before, peak.peak_bytes, after)
+"""
+
+FILE_READ_THROUGH_A_MAP = """
+np.full(400_000_000, 1, np.uint8).tofile(sys.argv[1])
+before = anonymous_bytes()
+with PeakMemory() as peak:
+    mapped = np.memmap(sys.argv[1], np.uint8, "r")
+    pages = int(mapped[::4096].sum())
+print(before, peak.peak_bytes, pages)
+"""
+
+
+def in_a_new_process(code, *arguments):
+    """Run `code` where no other test's memory comes or goes; return the numbers it prints."""
+    imports = (
+        "import sys, time\n"
+        "import numpy as np\n"
+        "from halfbyte.memory import PeakMemory, anonymous_bytes\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", imports + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return [int(word) for word in done.stdout.split()]
+
+
 @linux
 def test_the_peak_is_seen_after_the_memory_is_gone():
-    with PeakMemory() as peak:
-        held = np.ones(60_000_000, np.uint8)
-        full = anonymous_bytes() - 10_000_000  # others may give memory back meanwhile
-        for _ in range(500):
-            if peak.peak_bytes >= full:
-                break
-            time.sleep(0.01)
-        del held
-        assert anonymous_bytes() < full
-    assert peak.peak_bytes >= full
+    before, peak, after = in_a_new_process(ALLOCATED_AND_GIVEN_BACK)
+    assert peak >= before + 300_000_000
+    assert after < before + 200_000_000
 
 
 @linux
 def test_mapped_files_do_not_count(tmp_path):
-    path = tmp_path / "x.bin"
-    path.write_bytes(bytes(60_000_000))
-    before = anonymous_bytes()
-    with PeakMemory() as peak:
-        mapped = np.memmap(path, np.uint8, "r")
-        assert mapped[::4096].sum() == 0
-    assert peak.peak_bytes < before + 30_000_000
+    before, peak, pages = in_a_new_process(FILE_READ_THROUGH_A_MAP, tmp_path / "x.bin")
+    assert pages == -(-400_000_000 // 4096)
+    assert peak < before + 200_000_000
 
 
 def test_an_error_passes_through_and_the_sampler_ends():
