@@ -47,6 +47,7 @@ from halfbyte.ir.encodings.grid import (
     values_of,
 )
 from halfbyte.ir.encodings.kernel_choice import cpu_kernel
+from halfbyte.ir.encodings.range_search import as_stored, best_range
 
 ZeroPoint = Literal["none", "uint8", "float"]
 Float = NDArray[np.float32]
@@ -267,10 +268,14 @@ class Affine(Encoding):
         blocks = _padded(rows, groups * step).reshape(rows.shape[0], groups, step)
         low, high = blocks.min(axis=2, initial=0), blocks.max(axis=2, initial=0)
         order = (np.arange(rows.shape[1]) // step).astype(np.int32) if self.act_order else None
-        plain = replace(self._scales(low, high, step), group_of_column=order)
-        if importance is None:
-            return plain
-        return self._searched(rows, importance, (low, high), plain)
+
+        def scales_of(factor: np.float32) -> Scales:
+            return replace(self._scales(low * factor, high * factor, step), group_of_column=order)
+
+        def gap_of(scales: Scales) -> Float:
+            return values_of(Unpacked(self.assign(rows, scales), scales)) - rows
+
+        return best_range(scales_of, gap_of, importance)
 
     def _scales(self, low: Float, high: Float, step: int) -> Scales:
         """Return the stored scales for ranges low..high (low <= 0 <= high) [rows, groups]."""
@@ -286,15 +291,9 @@ class Affine(Encoding):
         return Scales(self._rounded_scale(scale), step, np.full(scale.shape, half, np.int32))
 
     def _rounded_scale(self, scale: Float) -> Float:
-        with np.errstate(over="ignore"):
-            rounded: Float = scale.astype(self._scale).astype(np.float32)
-        if not np.isfinite(rounded).all():
-            raise QuantizationError(
-                UNNAMED,
-                f"a scale leaves {self.scale_dtype}'s range; choose a type with float32 scales, "
-                f"for example {replace(self, scale_dtype='float32').name}",
-            )
-        return rounded
+        wider = replace(self, scale_dtype="float32").name
+        wider = f"a type with float32 scales, for example {wider}"
+        return as_stored(scale, self._scale, "a scale", wider)
 
     def _zeros(self, low: Float, scale: Float) -> NDArray[Any]:
         zero = np.zeros(scale.shape, np.float32)
@@ -304,28 +303,6 @@ class Affine(Encoding):
             return np.clip(np.rint(zero), 0, self.levels).astype(np.int32)
         clipped = np.clip(zero, 0, self.levels)
         return clipped.astype(self._scale).astype(np.float32)
-
-    def _searched(
-        self, rows: Float, importance: Float, limits: tuple[Float, Float], plain: Scales
-    ) -> Scales:
-        best, best_error = plain, self._group_errors(rows, importance, plain)
-        for percent in range(98, 58, -2):
-            factor = np.float32(percent / 100)
-            trial = self._scales(limits[0] * factor, limits[1] * factor, plain.group_size)
-            trial = replace(trial, group_of_column=plain.group_of_column)
-            error = self._group_errors(rows, importance, trial)
-            better = error < best_error
-            best_error = np.where(better, error, best_error)
-            assert trial.zero_point is not None and best.zero_point is not None
-            zero: Any = np.where(better, trial.zero_point, best.zero_point)
-            best = replace(best, scale=np.where(better, trial.scale, best.scale), zero_point=zero)
-        return best
-
-    def _group_errors(self, rows: Float, importance: Float, scales: Scales) -> Float:
-        difference = values_of(Unpacked(self.assign(rows, scales), scales)) - rows
-        starts = np.arange(0, rows.shape[1], scales.group_size)
-        errors: Float = np.add.reduceat(difference * difference * importance, starts, axis=1)
-        return errors
 
     def assign(self, rows: Float, scales: Scales) -> NDArray[np.int32]:
         """Return the nearest code of each value: a division, then ties to even."""

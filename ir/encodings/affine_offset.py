@@ -37,6 +37,7 @@ from halfbyte.ir.encodings.grid import (
     stored_offset,
     values_of,
 )
+from halfbyte.ir.encodings.range_search import as_stored, best_range
 
 Float = NDArray[np.float32]
 _NAME = re.compile(r"int(?P<bits>[2-8])-g(?P<group>[1-9][0-9]*)-bias(?P<scale>-bf16|-f32)?")
@@ -173,23 +174,11 @@ class AffineOffset(Encoding):
         starts = np.arange(0, rows.shape[1], self.group_size)
         low = np.minimum.reduceat(rows, starts, axis=1)
         high = np.maximum.reduceat(rows, starts, axis=1)
-        plain = self._scales(low, high)
-        if importance is None:
-            return plain
-        best, least = plain, self._errors(rows, importance, plain)
-        for percent in range(98, 58, -2):
-            factor = np.float32(percent / 100)
-            trial = self._scales(low * factor, high * factor)
-            error = self._errors(rows, importance, trial)
-            better = error < least
-            least = np.where(better, error, least)
-            assert trial.offset is not None and best.offset is not None
-            best = replace(
-                best,
-                scale=np.where(better, trial.scale, best.scale),
-                offset=np.where(better, trial.offset, best.offset),
-            )
-        return best
+
+        def gap_of(scales: Scales) -> Float:
+            return values_of(Unpacked(self.assign(rows, scales), scales)) - rows
+
+        return best_range(lambda part: self._scales(low * part, high * part), gap_of, importance)
 
     def _scales(self, low: Float, high: Float) -> Scales:
         """Return the stored scales and offsets for ranges low..high [rows, groups]."""
@@ -204,21 +193,9 @@ class AffineOffset(Encoding):
         return Scales(self._rounded(step), self.group_size, None, self._rounded(offset))
 
     def _rounded(self, values: Float) -> Float:
-        with np.errstate(over="ignore"):
-            rounded: Float = values.astype(self._scale).astype(np.float32)
-        if not np.isfinite(rounded).all():
-            raise QuantizationError(
-                UNNAMED,
-                f"a scale or offset leaves {self.scale_dtype}'s range; choose a type with float32 "
-                f"scales, for example {replace(self, scale_dtype='float32').name}",
-            )
-        return rounded
-
-    def _errors(self, rows: Float, importance: Float, scales: Scales) -> Float:
-        gap = values_of(Unpacked(self.assign(rows, scales), scales)) - rows
-        starts = np.arange(0, rows.shape[1], self.group_size)
-        errors: Float = np.add.reduceat(gap * gap * importance, starts, axis=1)
-        return errors
+        wider = replace(self, scale_dtype="float32").name
+        wider = f"a type with float32 scales, for example {wider}"
+        return as_stored(values, self._scale, "a scale or offset", wider)
 
     def assign(self, rows: Float, scales: Scales) -> NDArray[np.int32]:
         """Return the nearest code of each value: a division, then ties to even."""

@@ -40,6 +40,7 @@ from halfbyte.ir.encodings.grid import (
     spread,
     stored,
 )
+from halfbyte.ir.encodings.range_search import as_stored, best_range
 from halfbyte.ir.encodings.shared import largest_per_group
 
 Float = NDArray[np.float32]
@@ -189,32 +190,16 @@ class Quantile4(Encoding):
         """
         require_finite(rows)
         largest = largest_per_group(rows, self.group_size)
-        plain = Scales(self._rounded(largest), self.group_size)
-        if importance is None:
-            return plain
-        best, best_error = plain.scale, self._errors(rows, importance, plain)
-        for percent in range(98, 58, -2):
-            scale = self._rounded(largest * np.float32(percent / 100))
-            error = self._errors(rows, importance, Scales(scale, self.group_size))
-            best = np.where(error < best_error, scale, best)
-            best_error = np.minimum(error, best_error)
-        return Scales(best, self.group_size)
 
-    def _rounded(self, scale: Float) -> Float:
-        with np.errstate(over="ignore"):
-            rounded: Float = scale.astype(self._scale).astype(np.float32)
-        if not np.isfinite(rounded).all():
-            raise QuantizationError(
-                UNNAMED, f"a scale leaves {self.scale_dtype}'s range; choose {self.table}"
-            )
-        return rounded
+        def scales_of(factor: np.float32) -> Scales:
+            kept = as_stored(largest * factor, self._scale, "a scale", self.table)
+            return Scales(kept, self.group_size)
 
-    def _errors(self, rows: Float, importance: Float, scales: Scales) -> Float:
-        scale = spread(scales.scale, scales, rows.shape[1])
-        gap = self.levels[self.assign(rows, scales)] * scale - rows
-        starts = np.arange(0, rows.shape[1], self.group_size)
-        errors: Float = np.add.reduceat(gap * gap * importance, starts, axis=1)
-        return errors
+        def gap_of(scales: Scales) -> Float:
+            scale = spread(scales.scale, scales, rows.shape[1])
+            return self.levels[self.assign(rows, scales)] * scale - rows
+
+        return best_range(scales_of, gap_of, importance)
 
     def assign(self, rows: Float, scales: Scales) -> NDArray[np.int32]:
         """Return the numbers of the nearest values; that of 0 where the scale is 0."""

@@ -30,7 +30,7 @@ from halfbyte.converters.hugging_face.checkpoints.ct_activations import carried_
 from halfbyte.converters.hugging_face.checkpoints.ct_config import Group, Groups
 from halfbyte.converters.hugging_face.checkpoints.ct_layout import compressed_layout, holds
 from halfbyte.converters.hugging_face.checkpoints.ct_plain import plain_weight, row_scales
-from halfbyte.converters.hugging_face.checkpoints.ct_words import ColumnZeros, RowCodes, codes_in
+from halfbyte.converters.hugging_face.checkpoints.ct_words import RowCodes, codes_in
 from halfbyte.converters.hugging_face.checkpoints.profile import CheckpointProfile
 from halfbyte.converters.hugging_face.checkpoints.stored_weights import (
     StoredWeight,
@@ -38,7 +38,12 @@ from halfbyte.converters.hugging_face.checkpoints.stored_weights import (
     part_of,
     replaced,
 )
-from halfbyte.converters.hugging_face.checkpoints.words import WordBytes, word_count
+from halfbyte.converters.hugging_face.checkpoints.words import (
+    ByteWords,
+    ColumnCodes,
+    WordBytes,
+    word_count,
+)
 from halfbyte.ir.encodings.affine import Affine
 from halfbyte.ir.profile import Profile
 from halfbyte.ir.tensor import ArrayPart, Part, Tensor
@@ -114,7 +119,11 @@ def _packed(stored: StoredWeight, group: Group) -> Tensor:
         zeros = stored.array("weight_zero_point", ("int32",))
         width = word_count(out, bits) if dense else -(-out // codes_in(bits))
         stored.require_shape("weight_zero_point", (width, groups), "weight_shape and scales")
-        parts["zero_points"] = ColumnZeros(TransposedPart(part_of(zeros)), bits, out, dense)
+        words_of_zeros: Part = TransposedPart(part_of(zeros))
+        if not dense:
+            stream = RowCodes(words_of_zeros, bits, out)
+            words_of_zeros = ByteWords(stream, word_count(out, bits))
+        parts["zero_points"] = ColumnCodes(words_of_zeros, bits, out)
     order = stored.order("weight_g_idx", columns, groups, size)
     if order is not None:
         parts["g_idx"] = ArrayPart(order)
