@@ -112,13 +112,3 @@ def product(a: Float32, b: Float32, out: Float32 | None = None) -> Float32:
         return Product(m, n, k, transposed=True, batch=ONE_PRODUCT)(a, b, out)
     out[:] = 0
     return out
-
-
-def added_product(total: Float32, a: Float32, b: Float32) -> Float32:
-    """Return total + a b of a [m, k] and b [k, n]."""
-    (m, k), n = a.shape, b.shape[1]
-    if total.shape != (m, n) or len(b) != k:
-        raise ValueError(f"added_product: {total.shape} + {a.shape} {b.shape} do not agree")
-    if not (m and n and k):
-        return total
-    return Product(m, n, k, batch=ONE_PRODUCT)(a, b, np.empty((m, n), np.float32), total)

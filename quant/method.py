@@ -30,8 +30,7 @@ class MethodOptions:
     better ranges of a group than the plain one. trials: round each group on several grids and keep
     the best. refine: rounds of refitting scales and descending on codes after GPTQ; 0, with
     `trials` and `tail_damping` off, is the paper's method. alpha: the weight of GPTAQ's correction.
-    block: columns whose updates are applied at once. true_sequential: weights of a layer see what
-    the layer's earlier ones became.
+    true_sequential: weights of a layer see what the layer's earlier ones became.
     """
 
     damping: float = 0.01
@@ -42,7 +41,6 @@ class MethodOptions:
     trials: bool = True
     refine: int = 0
     alpha: float = 0.25
-    block: int = 128
     true_sequential: bool = True
 
     def __post_init__(self) -> None:
@@ -56,9 +54,8 @@ class MethodOptions:
         if not 0 <= self.damping <= 1:
             found = f"damping {self.damping!r}"
             raise UnsupportedError(found, "quantize", ["numbers from 0 to 1"])
-        if self.block < 1 or self.refine < 0:
-            found = f"block {self.block}, refine {self.refine}"
-            raise UnsupportedError(found, "quantize", ["block from 1", "refine from 0"])
+        if self.refine < 0:
+            raise UnsupportedError(f"refine {self.refine}", "quantize", ["refine from 0"])
 
 
 @dataclass(frozen=True)

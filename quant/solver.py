@@ -2,12 +2,11 @@
 
 H is the sum of x x^T over the inputs x of a weight [rows, K]; the output error of a change D of the
 weight is trace(D H D^T). Every result has the same bits for any number of threads. Arrays are
-C-contiguous; `total`, `weights_t`, `codes_t`, `codes` and scales are changed in place.
+C-contiguous; `total`, `weights_t`, `codes_t` and `codes` are changed in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +19,6 @@ from halfbyte.quant.column_grid import column_grid as column_grid
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Codes = NDArray[np.int16]
-RoundScale = Callable[[Float32], Float32]
 
 # Inputs are multiplied in float32 over so many rows, counted from the first of a call, and the
 # products summed in float64. Calls with a multiple of it give the same sums as one call for all.
@@ -90,27 +88,8 @@ class Solver(Protocol):
         stops when a cycle changes none of its codes. Returns how many times a code was changed.
         """
 
-    def rescale(
-        self,
-        weights: Float32,
-        hessian: Float32,
-        codes: Codes,
-        grid: ColumnGrid,
-        round_scale: RoundScale | None = None,
-    ) -> int:
-        """Improve the scales of `grid`, group after group, at given codes [rows, K].
-
-        Each group's scale goes to where (w - q)^T H (w - q) is least, all else fixed, then through
-        `round_scale` (what the file can hold, applied to one group's scales [rows]); a change that
-        does not lower the error is not made. Where scales depend on one another or offsets move
-        too, `Residual` of residual.py gives the parts. Returns how many scales changed.
-        """
-
     def product(self, a: Float32, b: Float32) -> Float32:
         """Return a b^T [m, n] of a [m, k] and b [n, k]."""
-
-    def added_product(self, total: Float32, a: Float32, b: Float32) -> Float32:
-        """Return total + a b of a [m, k] and b [k, n]; the memory of `total` may be used for it."""
 
     def row_errors(self, difference: Float32, hessian: Float32) -> Float64:
         """Return d^T H d for each row d of `difference` [rows, K]: [rows] float64."""

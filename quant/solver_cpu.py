@@ -69,10 +69,6 @@ class CpuSolver(ReferenceSolver):
             )
         return changes
 
-    def added_product(self, total: Float32, a: Float32, b: Float32) -> Float32:
-        """Return total + a b."""
-        return cpu_solve.added_product(total, a, b)
-
     def product(self, a: Float32, b: Float32) -> Float32:
         """Return a b^T."""
         return cpu_solve.product(a, b)

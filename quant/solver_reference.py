@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from halfbyte.quant.column_grid import ColumnGrid
-from halfbyte.quant.residual import Residual
-from halfbyte.quant.solver import GRAM_ROWS, Codes, Float32, Float64, RoundScale
+from halfbyte.quant.solver import GRAM_ROWS, Codes, Float32, Float64
 
 BLOCK = 128
 ROWS = 1024  # of a weight at a time, where temporary arrays are as large as it
@@ -99,30 +98,6 @@ class ReferenceSolver:
                 break
         return changes
 
-    def rescale(
-        self,
-        weights: Float32,
-        hessian: Float32,
-        codes: Codes,
-        grid: ColumnGrid,
-        round_scale: RoundScale | None = None,
-    ) -> int:
-        """Take one group after the other, in blocks of rows."""
-        changes = 0
-        for start in range(0, len(weights), ROWS):
-            rows = slice(start, start + ROWS)
-            part = grid.row_range(start, start + ROWS)
-            residual = Residual(self, weights[rows], hessian, codes[rows], part)
-            for group in range(len(part.scale)):
-                changes += _rescale_group(residual, group, round_scale)
-            grid.scale[:, rows] = part.scale
-        return changes
-
-    def added_product(self, total: Float32, a: Float32, b: Float32) -> Float32:
-        """Return total + a b."""
-        total += a @ b
-        return total
-
     def product(self, a: Float32, b: Float32) -> Float32:
         """Return a b^T."""
         result: Float32 = a @ b.T
@@ -133,18 +108,6 @@ class ReferenceSolver:
         pushed = self.product(difference, hessian)
         errors: Float64 = np.einsum("rk,rk->r", difference, pushed, dtype=np.float64)
         return errors
-
-
-def _rescale_group(residual: Residual, group: int, round_scale: RoundScale | None) -> int:
-    fit = residual.fit(group)
-    old = residual.grid.scale[group]
-    new = (old + fit.scale_step()).astype(np.float32)
-    if round_scale is not None:
-        new = np.asarray(round_scale(new), np.float32)
-    better = np.isfinite(new) & (fit.gain(new.astype(np.float64) - old) > 0)
-    if better.any():
-        residual.move(group, np.where(better, new, old))
-    return int(better.sum())
 
 
 def _push_errors(

@@ -208,14 +208,6 @@ class Rounding:
             refine(target, problem, state, search, codes, rounds, self.solver)
         return state.pack(codes)
 
-    def on_given_grids(self) -> dict[str, Array]:
-        """Return the rows by one pass over the columns, on the scales that were given."""
-        state = GridState(self.encoding, self.start, self.problem.order, self.problem.by_group)
-        values = np.ascontiguousarray(self.weight.T[self.problem.order])
-        codes = np.zeros(values.shape, np.int16)
-        self._sweep(values, 0, len(values), state.grid, codes)
-        return state.pack(codes)
-
     def _sweep(self, values: Float, first: int, last: int, grid: ColumnGrid, codes: Codes) -> None:
         problem = self.problem
         self.solver.sweep(values, problem.factor, first, last, grid, codes, problem.cross)

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 EXPERT_BYTES = 1 << 30  # of matrices of statistics that a layer's experts may have at once
 ProgressFor = Callable[[int], Progress | None]
-InputsOf = Callable[[Site], SiteInputs]
 
 
 @dataclass(eq=False)

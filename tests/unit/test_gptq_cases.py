@@ -16,6 +16,7 @@ from halfbyte.quant.algorithms.gptq import solve, solve_asymmetric
 from halfbyte.quant.algorithms.gptq_problem import prepare
 from halfbyte.quant.calibration.statistics import InputStatistics
 from halfbyte.quant.method import MethodOptions
+from halfbyte.quant.rounding_grid import GridState
 from halfbyte.quant.solver import get_solver
 from halfbyte.quant.solver_reference import ReferenceSolver
 
@@ -221,8 +222,10 @@ def test_gptaq_is_the_papers() -> None:
     expected = paper_gptaq(weight.astype(np.float64), x, x_float, 0.25, 0.01)
     problem = prepare(encoding, statistics_of(x, x_float), PLAIN, get_solver(), asymmetric=True)
     assert problem is not None
-    rounding = gptq.Rounding(weight, encoding, state, problem, PLAIN, get_solver())
-    values = encoding.decode(rounding.on_given_grids(), 32)
+    grids = GridState(encoding, state, problem.order, problem.by_group)
+    columns, codes = np.ascontiguousarray(weight.T[problem.order]), np.zeros((32, 40), np.int16)
+    get_solver().sweep(columns, problem.factor, 0, 32, grids.grid, codes, problem.cross)
+    values = encoding.decode(grids.pack(codes), 32)
     wrong = (np.abs(values - expected) > 1e-4).any(axis=1)
     assert wrong.sum() <= 1
 

@@ -56,7 +56,6 @@ def test_options_without_meaning_are_refused() -> None:
         {"act_order": "sorted"},
         {"damping": -1.0},
         {"damping": float("nan")},
-        {"block": 0},
         {"refine": -1},
     ]
     for options in wrong:
