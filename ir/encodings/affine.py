@@ -308,11 +308,6 @@ class Affine(Encoding):
         """Return the nearest code of each value: a division, then ties to even."""
         return nearest_codes(rows, scales, 0, self.levels)
 
-    def encode(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
-        """Return the parts for rows [rows, columns] float32: `fit`, then `assign`."""
-        scales = self.fit(rows, importance)
-        return self.pack(Unpacked(self.assign(rows, scales), scales))
-
     def decode(self, parts: Parts, columns: int) -> Float:
         """Return float32 values [rows, columns]."""
         kernel = cpu_kernel("decode", "affine")

@@ -233,11 +233,15 @@ class Encoding(ABC):
     def assign(self, rows: NDArray[np.float32], scales: Scales) -> NDArray[np.int32]:
         """Choose the nearest code on a given grid: rows [rows, columns] to codes of that shape."""
 
-    @abstractmethod
     def encode(
         self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
     ) -> dict[str, Array]:
-        """Return the parts for rows [rows, columns] float32, with the encoding's own search."""
+        """Return the parts for rows [rows, columns] float32: `fit`, then `assign`.
+
+        An encoding with a search of its own does something else here.
+        """
+        scales = self.fit(rows, importance)
+        return self.pack(Unpacked(self.assign(rows, scales), scales))
 
     @abstractmethod
     def decode(self, parts: Parts, columns: int) -> Array:

@@ -284,11 +284,6 @@ class Float8(Encoding):
         np.clip(steps, -np.float32(LARGEST), np.float32(LARGEST), out=steps)
         return _UNITS[steps.astype(E4M3).view(np.uint8)]
 
-    def encode(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
-        """Return the parts for rows [rows, columns] float32: `fit`, then `assign`."""
-        scales = self.fit(rows, importance)
-        return self.pack(Unpacked(self.assign(rows, scales), scales))
-
     def decode(self, parts: Parts, columns: int) -> Float:
         """Return float32 values [rows, columns]; NaN codes give NaN."""
         scales = Scales(self._real(np.asarray(parts["scales"])), self.group_size or max(columns, 1))

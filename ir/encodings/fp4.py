@@ -210,11 +210,6 @@ class Float4(Encoding):
         best: NDArray[np.intp] = np.argmin(np.stack(errors), axis=0)
         return best
 
-    def encode(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
-        """Return the parts for rows [rows, columns] float32: `fit`, then `assign`."""
-        scales = self.fit(rows, importance)
-        return self.pack(Unpacked(self.assign(rows, scales), scales))
-
     def decode(self, parts: Parts, columns: int) -> Float:
         """Return float32 values [rows, columns]; a NaN scale gives NaN."""
         scale = self._scale_values(parts) / np.float32(2)

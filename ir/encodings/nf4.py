@@ -211,11 +211,6 @@ class Quantile4(Encoding):
         middles = (levels[1:] + levels[:-1]) / 2
         return np.searchsorted(middles, steps, side="right").astype(np.int32)
 
-    def encode(self, rows: Float, importance: Float | None = None) -> dict[str, Array]:
-        """Return the parts for rows [rows, columns] float32: `fit`, then `assign`."""
-        scales = self.fit(rows, importance)
-        return self.pack(Unpacked(self.assign(rows, scales), scales))
-
     def decode(self, parts: Parts, columns: int) -> Float:
         """Return float32 values [rows, columns]."""
         scales = self.unpack_scales(parts, columns)
