@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from halfbyte.errors import HalfbyteError, UnsupportedError
 from halfbyte.ir.model import Model
 from halfbyte.quant.calibration.batches import Batches, completed
+from halfbyte.quant.calibration.findings import Findings
 from halfbyte.quant.calibration.own_text import with_own_text
 from halfbyte.quant.calibration.report import CalibrationReport as CalibrationReport
 from halfbyte.quant.calibration.report import WeightReport as WeightReport
@@ -66,10 +67,11 @@ def quantize_calibrated(
 
     Transforms of the whole model come before the plan (`transformed_model`); those of layers are
     applied here. statistics: instead of batches, gathered before on the float model. journal: a
-    folder that keeps finished weights, so that a run that was stopped goes on from there; its
-    caller sees to it that model, data and options are the same. The parts of the returned model's
-    weights lie in `journal` or `options.folder` and must stay until it is written. progress:
-    called with the number of steps; the function that it returns takes steps done.
+    folder that keeps finished weights and what transforms found, so that a run that was stopped
+    goes on from there; its caller sees to it that model, data and options are the same. The parts
+    of the returned model's weights lie in `journal` or `options.folder` and must stay until it is
+    written. progress: called with the number of steps; the function that it returns takes steps
+    done.
 
     Raises:
         HalfbyteError: inputs of a weight are not finite, or the statistics are another model's.
@@ -87,7 +89,8 @@ def quantize_calibrated(
         batches, note = with_own_text(batches, model, options.device, options.threads)
     runs = None if batches is None else completed(batches, model.graph)
     spool = Spool(options.folder if journal is None else journal)
-    walk = Walk(model, plan, chain, options, solver, spool, runs, statistics)
+    findings = None if journal is None else Findings(journal)
+    walk = Walk(model, plan, chain, options, solver, spool, runs, statistics, findings)
     made, report = walk.result(progress)
     return made, replace(report, warnings=(*report.warnings, note)) if note else report
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +19,7 @@ from halfbyte.ir.tensor import Tensor
 from halfbyte.quant.algorithms import CALIBRATED, get_algorithm, get_calibrated
 from halfbyte.quant.calibration.activations import ActivationStore
 from halfbyte.quant.calibration.batches import Batches
+from halfbyte.quant.calibration.findings import Findings, LayerFindings
 from halfbyte.quant.calibration.gather import SavedInputs, constant_names
 from halfbyte.quant.calibration.pieces import Cut, Piece, Site, cut
 from halfbyte.quant.calibration.report import CalibrationReport, WeightReport
@@ -29,11 +30,13 @@ from halfbyte.quant.method import Chain
 from halfbyte.quant.plan import Decision, Plan
 from halfbyte.quant.spool import Spool
 from halfbyte.quant.transforms import (
+    Folded,
     LayerTransform,
     LinearInput,
     TransformOptions,
     get_transform,
 )
+from halfbyte.quant.transforms.layer import replayed
 
 if TYPE_CHECKING:
     from halfbyte.quant.calibrated import CalibrationOptions
@@ -47,7 +50,10 @@ ProgressFor = Callable[[int], Progress | None]
 
 @dataclass(eq=False)
 class Walk:
-    """One calibrated quantization; weights go by the names of the graph's constants."""
+    """One calibrated quantization; weights go by the names of the graph's constants.
+
+    findings: where what transforms found is kept; None if no later run is to go on from here.
+    """
 
     model: Model
     plan: Plan
@@ -57,6 +63,7 @@ class Walk:
     spool: Spool
     batches: Batches | None
     saved: SavedStatistics | None
+    findings: Findings | None = None
     finished: dict[str, Tensor] = field(default_factory=dict)
     changed: dict[str, Tensor] = field(default_factory=dict)
     divisors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -121,9 +128,8 @@ class Walk:
         if progress is not None and self.batches is not None:
             streams = 1 + self.chain.needs_float_stream if calibrated else 0
             passes = len(self.by_layers.pieces) if self.layers else 0
-            self.advance = progress(
-                (passes + streams * len(self.whole.pieces)) * len(self.batches.runs)
-            )
+            steps = (passes + streams * len(self.whole.pieces)) * len(self.batches.runs)
+            self.advance = progress(steps if calibrated else steps + len(self._kept_plain(False)))
         if self.layers:
             self._transform()
         self._without_data(calibrated)
@@ -138,29 +144,55 @@ class Walk:
 
     def _transform(self) -> None:
         """Let each layer's transforms change its weights, over what the float model computes."""
-        graph = self.by_layers.graph
+        findings, pieces = self.findings, self.by_layers.pieces
+        done = findings is not None and all(findings.has(n) for n in range(len(pieces)))
         with ExitStack() as stack:
-            stream = self._stream(stack, 1)
-            for piece in self.by_layers.pieces:
+            stream = None if done else self._stream(stack, 1)
+            for number, piece in enumerate(pieces):
                 if stream is not None:
                     stream.advance(piece, self.advance)
-                inputs = self._layer_inputs(piece, stream)
-                for transform in self.layers:
-                    folded = transform.fold(
-                        graph, inputs, self.stored, self._transform_options, self.solver
-                    )
-                    for name, tensor in folded.weights.items():
-                        kept = self._settled(name, tensor)
-                        self.changed[name] = kept
-                        graph.set_constant(name, kept)
-                    for name, divisor in folded.divisors.items():
-                        held = self.divisors.get(name)
-                        self.divisors[name] = divisor if held is None else held * divisor
-                    inputs = [_divided(x, folded.divisors.get(x.x.name)) for x in inputs]
-                    self.left |= folded.left
-                self._weigh(piece, inputs)
+                elif self.advance is not None and self.batches is not None:
+                    self.advance(len(self.batches.runs))
+                known = None if findings is None else findings.of(number)
+                if known is None:
+                    known = self._searched(piece, stream)
+                    if findings is not None:
+                        findings.keep(number, known)
+                else:
+                    self._replayed(piece, known)
+                self.importance |= known.importance
                 if stream is not None:
                     stream.release(piece)
+
+    def _searched(self, piece: Piece, stream: Stream | None) -> LayerFindings:
+        """Let the transforms search a layer; return what they found."""
+        inputs = self._layer_inputs(piece, stream)
+        found = []
+        for transform in self.layers:
+            folded = transform.fold(
+                self.by_layers.graph, inputs, self.stored, self._transform_options, self.solver
+            )
+            self._take(folded)
+            found.append(folded.found)
+            inputs = [_divided(x, folded.divisors.get(x.x.name)) for x in inputs]
+        return LayerFindings(found, self._weighed(piece, inputs))
+
+    def _replayed(self, piece: Piece, known: LayerFindings) -> None:
+        """Change a layer's weights as an earlier run did."""
+        values = [site.x for site in piece.sites]
+        for found in known.found:
+            self._take(replayed(self.by_layers.graph, values, self.stored, found))
+
+    def _take(self, folded: Folded) -> None:
+        """Put what a transform made of a layer in its place."""
+        for name, tensor in folded.weights.items():
+            kept = self._settled(name, tensor)
+            self.changed[name] = kept
+            self.by_layers.graph.set_constant(name, kept)
+        for name, divisor in folded.divisors.items():
+            held = self.divisors.get(name)
+            self.divisors[name] = divisor if held is None else held * divisor
+        self.left |= folded.left
 
     @property
     def _transform_options(self) -> TransformOptions:
@@ -168,16 +200,18 @@ class Walk:
         given = self.options.transforms
         return replace(given, clip=given.clip and self.chain.rounding not in CALIBRATED)
 
-    def _weigh(self, piece: Piece, inputs: list[LinearInput]) -> None:
-        """Keep the importance for encodings that search their scales by it.
+    def _weighed(self, piece: Piece, inputs: list[LinearInput]) -> dict[str, NDArray[np.float32]]:
+        """Return the importance for encodings that search their scales by it.
 
         Ranges of affine encodings are searched by transforms, with more than mean squares.
         """
         known = {entry.x.name: _importance(entry.statistics) for entry in inputs}
-        for site in piece.sites:
-            for name in site.weights:
-                if not isinstance(self.targets[name], Affine):
-                    self.importance[name] = known[site.x.name]
+        return {
+            name: known[site.x.name]
+            for site in piece.sites
+            for name in site.weights
+            if not isinstance(self.targets[name], Affine)
+        }
 
     def _settled(self, constant: str, tensor: Tensor) -> Tensor:
         """Return a changed weight; in its final type where that is no quantized one.
@@ -226,17 +260,39 @@ class Walk:
 
     def _without_data(self, calibrated: bool) -> None:
         """Round what has no site, or everything if the chain rounds without data."""
-        sites = {name for piece in self.whole.pieces for name in piece.weights}
-        for name, decision in self.decisions.items():
-            if not decision.is_search or (calibrated and name in sites):
-                continue
-            rounded = self._rounded(decision, self._weight(name), self.importance.get(name))
-            if calibrated:
-                # The stream reads it, and then the writer: it is computed once.
-                rounded = self.spool.keep(rounded, self.options.threads or 1)
-            self.finished[name] = rounded
-            note = "no linear layer outside of loops reads it" if calibrated else ""
+        kept = self._kept_plain(calibrated)
+        note = "no linear layer outside of loops reads it" if calibrated else ""
+        for name in self._plainly(calibrated):
+            decision = self.decisions[name]
+            self.finished[name] = self._plain_weight(name, name in kept)
             self._tell(decision, note)
+            if self.advance is not None and name in kept and not calibrated:
+                self.advance(1)
+
+    def _plainly(self, calibrated: bool) -> list[str]:
+        """Return what is rounded without data: all of it, or what has no site."""
+        sites = {name for piece in self.whole.pieces for name in piece.weights}
+        return [
+            name
+            for name, decision in self.decisions.items()
+            if decision.is_search and not (calibrated and name in sites)
+        ]
+
+    def _kept_plain(self, calibrated: bool) -> Collection[str]:
+        """Return those that are computed at once, into files.
+
+        A stream reads them, and then the writer; or a later run is to find them finished.
+        """
+        return self._plainly(calibrated) if calibrated or self.findings is not None else ()
+
+    def _plain_weight(self, name: str, kept: bool) -> Tensor:
+        """Return a weight rounded without data; kept: in a file, where an earlier run left it."""
+        decision, tensor = self.decisions[name], self._weight(name)
+        held = self.spool.finished(tensor, decision.target) if kept else None
+        if held is not None:
+            return held[0]
+        rounded = self._rounded(decision, tensor, self.importance.get(name))
+        return self.spool.keep(rounded, self.options.threads or 1) if kept else rounded
 
     def _tell(self, decision: Decision, note: str) -> None:
         name = decision.tensor.name

@@ -85,6 +85,18 @@ class LinearInput:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What a transform chose for a layer: with it, `layer.replayed` makes the same weights again.
+
+    factors: divisors [size], or [experts, size], of a group's source, by name of the value. limits:
+    lowest and highest value of each group of columns, [rows, groups], by name of the constant.
+    """
+
+    factors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    limits: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Folded:
     """What a transform made of a layer.
 
@@ -96,6 +108,7 @@ class Folded:
     weights: dict[str, Tensor] = field(default_factory=dict)
     divisors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    found: Found = field(default_factory=Found)
 
 
 class LayerTransform(Protocol):

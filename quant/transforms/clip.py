@@ -22,7 +22,7 @@ from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import Tensor
 from halfbyte.quant.calibration.statistics import InputStatistics
 from halfbyte.quant.solver import Solver
-from halfbyte.quant.transforms import Folded, LinearInput
+from halfbyte.quant.transforms import Folded, Found, LinearInput
 from halfbyte.quant.transforms.fold import weight_of
 from halfbyte.quant.transforms.groups import EXPERT_LINEAR, LINEAR
 from halfbyte.quant.transforms.rounding import OutputError, group_width, try_rounded
@@ -42,7 +42,7 @@ def clipped(
     solver: Solver,
 ) -> Folded:
     """Return `folded` with the weights of linear layers limited group by group."""
-    weights = dict(folded.weights)
+    limits: dict[str, tuple[Float, Float]] = {}
     by_expert = {entry.x for entry in inputs if isinstance(entry.statistics, list)}
     for entry in inputs:
         each, divisor = entry.statistics, folded.divisors.get(entry.x.name)
@@ -50,14 +50,27 @@ def clipped(
         if isinstance(each, list):
             ops = {EXPERT_LINEAR}
         for name in _readers(entry.x, ops):
-            tensor, encoding = weight_of(graph, weights, name), encodings.get(name)
+            tensor, encoding = weight_of(graph, folded.weights, name), encodings.get(name)
             if not isinstance(encoding, Affine) or tensor.role in LEFT:
                 continue
             moments = each if isinstance(each, list) else [each]
-            low, high = _limits(tensor, encoding, moments, divisor, solver)
-            width = group_width(encoding, tensor.columns)
-            weights[name] = changed(tensor, Change(low=low, high=high, group_size=width))
-    return replace(folded, weights=weights)
+            limits[name] = _limits(tensor, encoding, moments, divisor, solver)
+    return limited(graph, folded, encodings, limits)
+
+
+def limited(
+    graph: Graph,
+    folded: Folded,
+    encodings: Mapping[str, Encoding],
+    limits: Mapping[str, tuple[Float, Float]],
+) -> Folded:
+    """Return `folded` with the ranges of groups of columns limited, [rows, groups] each."""
+    weights = dict(folded.weights)
+    for name, (low, high) in limits.items():
+        tensor = weight_of(graph, folded.weights, name)
+        width = group_width(encodings[name], tensor.columns)
+        weights[name] = changed(tensor, Change(low=low, high=high, group_size=width))
+    return replace(folded, weights=weights, found=Found(folded.found.factors, dict(limits)))
 
 
 def _readers(x: Value, ops: set[str]) -> list[str]:

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.ir.encodings.encoding import Encoding
-from halfbyte.ir.graph import Graph
+from halfbyte.ir.graph import Graph, Value
 from halfbyte.ir.tensor import Tensor
-from halfbyte.quant.transforms import Folded, LinearInput
+from halfbyte.quant.transforms import Folded, Found, LinearInput
+from halfbyte.quant.transforms.clip import limited
 from halfbyte.quant.transforms.fold import channel_divisors, fold, storable
 from halfbyte.quant.transforms.groups import Group, find_groups
 from halfbyte.quant.transforms.inputs import GroupInput, gathered
@@ -28,21 +29,51 @@ def fold_layer(
     choose: Choose,
 ) -> Folded:
     """Return the layer's weights with the divisors that `choose` gives for each group."""
-    groups, left = find_groups(graph, dict.fromkeys(entry.x for entry in inputs))
+
+    def searched(group: Group, weights: Mapping[str, Tensor]) -> Float | None:
+        known = gathered(graph, weights, group, inputs, encodings)
+        return _chosen(graph, weights, group, known, encodings, choose)
+
+    return _folded(graph, [entry.x for entry in inputs], encodings, searched)
+
+
+def replayed(
+    graph: Graph, values: Sequence[Value], encodings: Mapping[str, Encoding], found: Found
+) -> Folded:
+    """Return the layer's weights with what a transform found for it before.
+
+    values: the inputs of the layer's linears, in the order in which it had them.
+    """
+
+    def known(group: Group, weights: Mapping[str, Tensor]) -> Float | None:
+        return found.factors.get(group.x.name)
+
+    return limited(graph, _folded(graph, values, encodings, known), encodings, found.limits)
+
+
+def _folded(
+    graph: Graph,
+    values: Sequence[Value],
+    encodings: Mapping[str, Encoding],
+    factors_of: Callable[[Group, Mapping[str, Tensor]], Float | None],
+) -> Folded:
+    """Return the layer's weights; factors_of: of a group and weights that are replaced so far."""
+    groups, left = find_groups(graph, dict.fromkeys(values))
     weights: dict[str, Tensor] = {}
     divisors: dict[str, Float] = {}
+    factors: dict[str, Float] = {}
     for group in groups:
         kept = [name for name in group.members if _keeps_codes(graph, name, encodings)]
         if kept:
             left[group.x.name] = "a weight around it keeps its codes"
             continue
-        known = gathered(graph, weights, group, inputs, encodings)
-        found = _chosen(graph, weights, group, known, encodings, choose)
+        found = factors_of(group, weights)
         if found is None:
             continue
+        factors[group.x.name] = found
         weights |= fold(graph, weights, group, found, encodings)
         divisors[group.x.name] = channel_divisors(group, found)
-    return Folded(weights, divisors, left)
+    return Folded(weights, divisors, left, Found(factors))
 
 
 def _keeps_codes(graph: Graph, name: str, encodings: Mapping[str, Encoding]) -> bool:

@@ -74,20 +74,18 @@ def work_place(output: Path, chain: Chain, request: CalibrationRequest) -> Itera
     Raises:
         HalfbyteError: the output could not be written there.
     """
-    from halfbyte.quant.algorithms import CALIBRATED
-
     if not output.parent.is_dir():
         raise HalfbyteError(
             f"{output}: folder {str(output.parent)!r} does not exist; create it or write elsewhere"
         )
     if output.is_dir() and any(output.iterdir()):
         raise HalfbyteError(f"{output}: is a folder with content; name a new file or folder")
-    if request.journal and chain.rounding in CALIBRATED:
+    if request.journal:
         with open_journal(output) as journal:
             yield journal
         return
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        made = Journal(Path(folder))
+        made = Journal(Path(folder), lasting=False)
         made.work.mkdir()
         yield made
 
@@ -174,7 +172,7 @@ def calibrated(
         options,
         solver,
         statistics=saved,
-        journal=weights,
+        journal=weights if place.lasting else None,
         progress=progress,
     )
     told = replace(made, metadata={**made.metadata, CALIBRATION_KEY: record})

@@ -2,7 +2,7 @@
 
     DST.halfbyte-journal/
         job.json      hashes of everything that the result depends on
-        weights/      finished weights, see `quant/spool.py`
+        weights/      finished weights, see `quant/spool.py`; what transforms found for layers
         work/         activations; of no use to a later run
         lock          held by the run that uses the folder
 
@@ -34,9 +34,10 @@ _PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 class Journal:
     """A journal that is in use."""
 
-    def __init__(self, folder: Path) -> None:
-        """Use a folder that is there."""
+    def __init__(self, folder: Path, lasting: bool = True) -> None:
+        """Use a folder that is there; lasting: a later run may find it."""
         self.folder = folder
+        self.lasting = lasting
         self.notices: list[str] = []
 
     @property
@@ -49,6 +50,8 @@ class Journal:
 
         job: a hash for each thing that the result depends on.
         """
+        from halfbyte.quant.calibration.findings import ENDING as LAYER
+
         held, folder = self._job(), self.folder / WEIGHTS
         if held != dict(job):
             if held is not None:
@@ -66,6 +69,8 @@ class Journal:
         else:
             count = sum(1 for _ in folder.glob("*.json"))
             told = f"{self.folder.name}: an earlier run was stopped; {count} weights are taken over"
+            layers = sum(1 for _ in folder.glob(f"*{LAYER}"))
+            told += f", and what was found for {layers} layers" if layers else ""
             self.notices.append(told)
         return folder
 

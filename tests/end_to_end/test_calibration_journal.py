@@ -49,7 +49,7 @@ def test_killed_at_any_moment(source: Path, text: Path, tmp_path: Path) -> None:
     points += [f"replace:{n}" for n in (2, random.integers(3, 16), 17)]
     points += [f"add:{n}" for n in (1, random.integers(2, 16))]
     points += [f"finish:{n}" for n in random.integers(1, 16, 1)]
-    command = [sys.executable, "-m", "support.killed_runs", source, text, tmp_path, *points]
+    command = [sys.executable, "-m", "support.killed_runs", source, text, tmp_path, "{}", *points]
     done = subprocess.run(
         [str(part) for part in command], cwd=TESTS, capture_output=True, text=True, timeout=300
     )
