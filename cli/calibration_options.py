@@ -79,7 +79,7 @@ def calibration_options() -> Decorator:
             type=click.IntRange(0, 2**32 - 1),
             default=0,
             show_default=True,
-            help="Of the choice of samples, of random tokens and of rotations.",
+            help="Of the choice of samples, of random tokens, of the text of best, of rotations.",
         ),
         click.option(
             "--image-size",

@@ -8,7 +8,7 @@ inside loops and branches, are rounded without data.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from halfbyte.errors import HalfbyteError, UnsupportedError
 from halfbyte.ir.model import Model
 from halfbyte.quant.calibration.batches import Batches, completed
 from halfbyte.quant.calibration.findings import Findings
-from halfbyte.quant.calibration.own_text import with_own_text
 from halfbyte.quant.calibration.report import CalibrationReport as CalibrationReport
 from halfbyte.quant.calibration.report import WeightReport as WeightReport
 from halfbyte.quant.calibration.walk import Walk
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from halfbyte.quant.solver import Solver
 
 ACTIVATION_LIMIT_BYTES = 128 << 20
-WITH_OWN_TEXT = ("best",)
 ProgressFor = Callable[[int], Callable[[int], None] | None]
 
 
@@ -66,12 +64,12 @@ def quantize_calibrated(
     """Return the model with every weight as planned, rounded by `chain` where it can be.
 
     Transforms of the whole model come before the plan (`transformed_model`); those of layers are
-    applied here. statistics: instead of batches, gathered before on the float model. journal: a
-    folder that keeps finished weights and what transforms found, so that a run that was stopped
-    goes on from there; its caller sees to it that model, data and options are the same. The parts
-    of the returned model's weights lie in `journal` or `options.folder` and must stay until it is
-    written. progress: called with the number of steps; the function that it returns takes steps
-    done.
+    applied here. batches: for methods that ask for it with the model's own text (`with_own_text`).
+    statistics: instead of batches, gathered before on the float model. journal: a folder that keeps
+    finished weights and what transforms found, so that a run that was stopped goes on from there;
+    its caller sees to it that model, data and options are the same. The parts of the returned
+    model's weights lie in `journal` or `options.folder` and must stay until it is written.
+    progress: called with the number of steps; the function that it returns takes steps done.
 
     Raises:
         HalfbyteError: inputs of a weight are not finite, or the statistics are another model's.
@@ -84,15 +82,11 @@ def quantize_calibrated(
             "required; give --calib or --stats"
         )
     _require_one_order(plan, chain)
-    note = ""
-    if batches is not None and statistics is None and chain.rounding in WITH_OWN_TEXT:
-        batches, note = with_own_text(batches, model, options.device, options.threads)
     runs = None if batches is None else completed(batches, model.graph)
     spool = Spool(options.folder if journal is None else journal)
     findings = None if journal is None else Findings(journal)
     walk = Walk(model, plan, chain, options, solver, spool, runs, statistics, findings)
-    made, report = walk.result(progress)
-    return made, replace(report, warnings=(*report.warnings, note)) if note else report
+    return walk.result(progress)
 
 
 def _require_one_order(plan: Plan, chain: Chain) -> None:

@@ -15,6 +15,7 @@ ActOrder = Literal["none", "static", "group"]
 ACT_ORDERS: tuple[ActOrder, ...] = ("none", "static", "group")
 # Methods that aim at the output of the float model, so that both models must run.
 FLOAT_STREAM = ("gptaq", "best")
+OWN_TEXT = ("best",)
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ class Chain:
     def needs_float_stream(self) -> bool:
         """Whether the float model must run beside the quantized one."""
         return self.rounding in FLOAT_STREAM
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether a language model is also to be calibrated on text that it writes itself."""
+        return self.rounding in OWN_TEXT
 
 
 # Transforms that look at the layers' inputs; rotation does not.

@@ -10,10 +10,12 @@ Source: arXiv 2305.17888 (LLM-QAT), which trains on such text.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.files import atomic_file
 from halfbyte.ir.model import Model
 from halfbyte.ir.tokenizer import Tokenizer, TokenType
 from halfbyte.quant.calibration.batches import TOKEN_IDS, Batches, token_batches
@@ -33,11 +35,13 @@ def with_own_text(
     device: str = "cpu",
     threads: int | None = None,
     seed: int = 0,
+    kept: Path | None = None,
 ) -> tuple[Batches, str]:
     """Return the batches with others behind them, and what was done otherwise than this.
 
     As many sequences as the given ones, at most MOST_SEQUENCES, as long as the first. Batches of
-    other models than language models come back as they are.
+    other models than language models come back as they are. kept: a file that what the model wrote
+    goes to, or is taken from; its caller sees to it that everything else is the same.
     """
     rows = index_limits(model.graph).get(TOKEN_IDS)
     given = [run.get(TOKEN_IDS) for run in batches.runs]
@@ -54,9 +58,14 @@ def with_own_text(
     reason, note = _cannot_write(model), ""
     if reason:
         note = f"calibrated also on random tokens, not on text that the model wrote: {reason}"
+    elif kept is not None and kept.is_file():
+        drawn = np.load(kept, allow_pickle=False)
     else:
         session = Session(model, device, threads=threads, capacity=length)
         _write(session, drawn, 1 + (len(np.unique(starts)) == 1), pool, generator)
+        if kept is not None:
+            with atomic_file(kept) as stream:
+                np.save(stream, drawn)
     more = token_batches(drawn, skip_first=batches.masks[0] is not None)
     return Batches((*batches.runs, *more.runs), (*batches.masks, *more.masks)), note
 

@@ -134,6 +134,12 @@ class SavedStatistics:
         """Return the names of the weights."""
         return list(self._places)
 
+    @property
+    def samples(self) -> int:
+        """Return how many samples the statistics are of, with those that were made up."""
+        made = (self.facts.get("own_text") or {}).get("sequences", 0)
+        return int(self.facts.get("samples", 0)) + int(self.facts.get("random", 0)) + int(made)
+
     def require_model(self, model: Model) -> None:
         """Check that the statistics are of this model.
 

@@ -390,7 +390,7 @@ class Walk:
             self.warnings.append(f"{names[0]}{more}: {note}")
         samples = 0 if self.batches is None else self.batches.samples
         if self.saved is not None:
-            samples = int(self.saved.facts.get("samples", 0))
+            samples = self.saved.samples
             self.warnings.append(
                 f"{self.saved.path}: statistics of the float model, so that no weight makes up for "
                 "what earlier ones lost"

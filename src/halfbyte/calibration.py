@@ -9,9 +9,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfbyte.calibration_data import CalibrationData, DataRequest, read_calibration
+from halfbyte.calibration_data import (
+    CalibrationData,
+    DataRequest,
+    batches_hash,
+    read_calibration,
+)
 from halfbyte.errors import HalfbyteError
-from halfbyte.files import sha256
+from halfbyte.files import atomic_file, sha256
 from halfbyte.ir.model import CALIBRATION_KEY, Model
 from halfbyte.journal import Journal, code_identity, open_journal, text_hash
 from halfbyte.quant.method import MethodOptions
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
     from halfbyte.quant.solver import Solver
 
 ACTIVATION_LIMIT_BYTES = 128 << 20
+# In the journal, beside the weights.
+OWN_TEXT_FILE, STATISTICS_FILE = "own_text.npy", "statistics.saved"
 
 
 @dataclass(frozen=True)
@@ -140,21 +147,23 @@ def calibrated(
 
     solver = get_solver(machine.device, machine.threads)
     saved, data = _inputs(model, request)
-    facts = data.facts if saved is None else _facts_of(saved)
-    record = {"method": chain.name, "options": asdict(request.method), "data": facts}
-    batches = None if saved is not None else data.batches
+    given = data.facts if saved is None else _facts_of(saved)
     job = {
         "source": source,
         "plan": text_hash([(d.tensor.name, str(d.target), str(d.source)) for d in plan.decisions]),
-        "method": text_hash([record["method"], record["options"], asdict(transforms)]),
-        "data": text_hash(facts),
+        "method": text_hash([chain.name, asdict(request.method), asdict(transforms)]),
+        "data": text_hash(given),
         "device": text_hash([machine.device, machine.compat]),
         "code": code_identity(),
     }
     weights = place.weights(job)
+    if chain.writes_text:
+        data = _with_own_text(model, data, saved, request, weights, machine)
+    facts = data.facts if saved is None else given
+    batches = data.batches if saved is None else None
     if request.save_stats and batches is not None:
         _require_new(request)
-        _save_statistics(model, batches, request, facts, place, solver, machine)
+        _save_statistics(model, batches, request, facts, weights, solver, machine)
     options = CalibrationOptions(
         place.work,
         request.method,
@@ -175,6 +184,7 @@ def calibrated(
         journal=weights if place.lasting else None,
         progress=progress,
     )
+    record = {"method": chain.name, "options": asdict(request.method), "data": facts}
     told = replace(made, metadata={**made.metadata, CALIBRATION_KEY: record})
     return Calibrated(told, report, (*data.notices, *place.notices))
 
@@ -199,6 +209,37 @@ def _inputs(
     return None, CalibrationData(batches, {**data.facts, "random": added}, data.notices)
 
 
+def _with_own_text(
+    model: Model,
+    data: CalibrationData,
+    saved: SavedStatistics | None,
+    request: CalibrationRequest,
+    folder: Path,
+    machine: Machine,
+) -> CalibrationData:
+    """Return the data with text that the model writes; of saved statistics, say if they lack it."""
+    from halfbyte.quant.calibration.batches import Batches
+    from halfbyte.quant.calibration.own_text import with_own_text
+
+    if saved is not None:
+        if "length" not in saved.facts or "own_text" in saved.facts:
+            return data
+        lacking = f"{saved.path}: holds nothing of text that the model wrote; for what best is at "
+        lacking += "its best, gather with --method best --save-stats"
+        return replace(data, notices=(*data.notices, lacking))
+    batches, note = with_own_text(
+        *(data.batches, model, machine.device, machine.threads, request.data.seed),
+        kept=folder / OWN_TEXT_FILE,
+    )
+    first = len(data.batches.runs)
+    own = Batches(batches.runs[first:], batches.masks[first:])
+    if not own.runs:
+        return data
+    told = {"sequences": own.samples, "written": not note, "sha256": batches_hash(own)}
+    notices = (*data.notices, note) if note else data.notices
+    return CalibrationData(batches, {**data.facts, "own_text": told}, notices)
+
+
 def _facts_of(saved: SavedStatistics) -> Mapping[str, Any]:
     """Return what a file of statistics says of its data, and the hash of the file."""
     return {**saved.facts, "statistics": sha256(saved.path)}
@@ -216,20 +257,34 @@ def _save_statistics(
     batches: Batches,
     request: CalibrationRequest,
     facts: Mapping[str, Any],
-    place: Journal,
+    folder: Path,
     solver: Solver,
     machine: Machine,
 ) -> None:
-    """Write the statistics of the float model, before anything is rounded."""
+    """Write the statistics of the float model, before anything is rounded.
+
+    folder: has a note of a file that an earlier run of this job has written.
+    """
     from halfbyte.quant.calibration.gather import collect
 
+    target, noted = Path(request.save_stats), folder / STATISTICS_FILE
+    if noted.is_file() and target.is_file() and noted.read_text("utf-8") == _state(target):
+        return
     collect(
         model,
         batches,
-        Path(request.save_stats),
+        target,
         solver,
         facts=facts,
         activation_limit_bytes=request.activation_limit_bytes,
         device=machine.device,
         threads=machine.threads,
     )
+    with atomic_file(noted) as stream:
+        stream.write(_state(target).encode())
+
+
+def _state(path: Path) -> str:
+    """Return which file this is, and whether it has changed since."""
+    held = path.stat()
+    return f"{path.resolve()} {held.st_size} {held.st_mtime_ns}"

@@ -186,7 +186,7 @@ def importance_of_statistics(
         entries[known] = ImportanceEntry(np.stack(sums).astype(np.float32), counts)
     facts = saved.facts
     datasets = tuple(map(str, facts.get("sources", ())))
-    chunks, size = int(facts.get("samples", 0)), int(facts.get("length", 0))
+    chunks, size = saved.samples, int(facts.get("length", 0))
     return ImportanceMatrix(entries, datasets, chunks, size)
 
 

@@ -8,18 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from halfbyte.converters import get_format
 from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.tensor import tensor_from_array
 from halfbyte.ir.tokenizer import Tokenizer, TokenType
 from halfbyte.quant.algorithms import best
-from halfbyte.quant.calibrated import CalibrationOptions, quantize_calibrated
 from halfbyte.quant.calibration import own_text
 from halfbyte.quant.calibration.batches import Batches, input_batches, token_batches
 from halfbyte.quant.calibration.own_text import with_own_text
 from halfbyte.quant.calibration.statistics import InputStatistics
-from halfbyte.quant.method import MethodOptions, parse_method
-from halfbyte.quant.plan import make_plan
+from halfbyte.quant.method import MethodOptions
 from halfbyte.quant.solver_reference import ReferenceSolver
 from halfbyte.runtime.session import Session
 from support.random_models import random_model
@@ -103,16 +100,13 @@ def test_models_without_tokens_get_none() -> None:
     assert not note
 
 
-@pytest.mark.parametrize("method", ["gptq", "best"])
-def test_only_best_writes(method: str, tmp_path: Path) -> None:
-    plan = make_plan(MODEL, get_format("gguf").profile(), "Q4_0")
-    asked = CalibrationOptions(tmp_path, threads=1)
-    made, report = quantize_calibrated(
-        MODEL, plan, parse_method(method), batches(), asked, ReferenceSolver()
-    )
-    assert report.samples == (12 if method == "best" else 6)
-    assert {w.tokens for w in report.weights if w.tokens} == {20 * report.samples}
-    assert made.weights.keys() == MODEL.weights.keys()
+def test_what_was_written_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, kept = batches(), tmp_path / "kept.npy"
+    first, _ = with_own_text(given, MODEL, seed=3, kept=kept)
+    monkeypatch.setattr(own_text, "Session", None)
+    again, note = with_own_text(given, MODEL, seed=3, kept=kept)
+    assert not note
+    assert np.array_equal(written(given, first), written(given, again))
 
 
 @pytest.mark.parametrize("name", ["int4-g32", "int4-g32-actorder"])
