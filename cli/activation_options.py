@@ -6,7 +6,7 @@ import click
 
 from halfbyte.cli.options import Decorator, section
 
-MODES = ("none", "int8-static", "int8-dynamic", "fp8")
+MODES = ("none", "int8-static", "int8-dynamic", "fp8", "fp8-static")
 METHODS = ("minmax", "average", "percentile", "entropy", "mse")
 TARGETS = ("x86", "x86-avx2", "arm", "gpu")
 
@@ -19,8 +19,8 @@ def activation_options() -> Decorator:
             type=click.Choice(MODES),
             default="none",
             show_default=True,
-            help="8-bit activations of an ONNX file, ranges from --calib or found while it runs; "
-            "int8-dynamic and fp8 for servers, with --to hf:compressed-tensors.",
+            help="8-bit activations of an ONNX file or, with --to hf:compressed-tensors, for "
+            "servers; static: ranges from --calib, else found while it runs.",
         ),
         click.option(
             "--calibration-method",

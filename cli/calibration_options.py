@@ -216,7 +216,8 @@ def check_calibration(options: dict[str, Any]) -> None:
         raise click.UsageError(
             f"--method {chain.name} needs data: give --calib FILE or --calib preset:novels"
         )
-    if given and not chain.is_calibrated and options["activations"] != "int8-static":
+    static = options["activations"].endswith("-static")
+    if given and not chain.is_calibrated and not static:
         what = "--calib" if options["calib"] else "--stats"
         raise click.UsageError(
             f"{what}: --method {options['method']} takes no data; give e.g. --method gptq"

@@ -11,12 +11,19 @@ from halfbyte.ir.encodings.float8 import Float8
 ACTIVATIONS = "activation_quantization"
 
 
-def fits_inputs(encoding: Encoding, kind: str) -> bool:
-    """Whether servers multiply such weights with inputs rounded by token: one scale for each row.
+def is_rounded(encoding: Encoding, kind: str) -> bool:
+    """Whether inputs of a weight are rounded where inputs of `kind` are: float8 of any scales."""
+    return fits_inputs(encoding, kind) or (kind == "float" and isinstance(encoding, Float8))
 
-    kind: that of the inputs, `int` or `float`.
+
+def fits_inputs(encoding: Encoding, kind: str, by_token: bool = True) -> bool:
+    """Whether servers multiply such weights with rounded inputs: one scale for each row.
+
+    kind: that of the inputs, `int` or `float`. by_token: whether each token has a scale; floats
+    that share one scale meet float8 weights that do, too.
     """
     if kind == "float":
-        return isinstance(encoding, Float8) and not encoding.group_size and encoding.shared == 1
+        rows = (1,) if by_token else (0, 1)
+        return isinstance(encoding, Float8) and not encoding.group_size and encoding.shared in rows
     symmetric = isinstance(encoding, Affine) and encoding.symmetric and encoding.bits == 8
     return symmetric and isinstance(encoding, Affine) and not encoding.group_size

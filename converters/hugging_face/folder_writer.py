@@ -125,7 +125,7 @@ def _outputs(
             tensor = in_rotary_order(tensor, architecture, model.config, False)
             if not tensor.encoding.is_quantized:
                 tensor = from_canonical(tensor, architecture)
-        pieces = [tensor.renamed(_name(tensor, architecture, names, model))]
+        pieces = [tensor.renamed(output_name(tensor, architecture, names, model))]
         if tensor.key in stacked:
             pieces = split_experts(tensor, stacked[tensor.key])
         for piece in pieces:
@@ -175,7 +175,7 @@ def _further(layout: Layout, taken: Mapping[str, str]) -> list[_Output]:
     ]
 
 
-def _name(
+def output_name(
     tensor: Tensor, architecture: Architecture | None, names: dict[Any, str], model: Model
 ) -> str:
     """Return the name in the output; a source's own spelling is kept where it says the same."""

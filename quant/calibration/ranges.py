@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +23,8 @@ ENTROPY_BINS, ENTROPY_LEVELS = 2048, 128
 # Ends that `mse` tries: coarse fractions of the full range, then finer ones around the best.
 COARSE, FINE, ROUNDS = 12, 9, 3
 SMALLEST_FRACTION = 0.05
+E4M3, LARGEST_E4M3 = np.dtype(ml_dtypes.float8_e4m3fn), 448.0
+OF_INTEGERS = ("entropy",)
 
 Floats = NDArray[np.float64]
 
@@ -31,13 +34,15 @@ class Rule:
     """How ranges are cut.
 
     method: a name in METHODS. percentile: of the values that `percentile` keeps. levels: steps of
-    the quantized grid. symmetric: the range is the same on both sides of zero.
+    the quantized grid. symmetric: the range is the same on both sides of zero. floats: the grid is
+    that of float8 (e4m3), whose largest value stands for the ends; symmetric only.
     """
 
     method: str = "mse"
     percentile: float = 99.999
     levels: int = 255
     symmetric: bool = False
+    floats: bool = False
 
 
 @dataclass
@@ -152,6 +157,14 @@ def squared_errors(
     return np.asarray(((codes * step - centers) ** 2) @ counts)
 
 
+def float8_errors(centers: Floats, counts: Floats, highs: Floats) -> Floats:
+    """Return the squared error of rounding to float8 whose largest value stands for each high."""
+    scale = np.maximum(highs / LARGEST_E4M3, 1e-300)[:, None]
+    ratio = np.clip(centers / scale, -LARGEST_E4M3, LARGEST_E4M3).astype(np.float32)
+    codes = ratio.astype(E4M3).astype(np.float64)
+    return np.asarray(((codes * scale - centers) ** 2) @ counts)
+
+
 def mse(observed: Observed, rule: Rule) -> tuple[float, float]:
     """Return the range whose grid has the least squared error: coarse ends first, then finer."""
     centers, whole = observed.histogram.used()
@@ -174,7 +187,9 @@ def mse(observed: Observed, rule: Rule) -> tuple[float, float]:
             pairs = np.stack(np.meshgrid(lows, highs, indexing="ij"), -1).reshape(-1, 2)
         ends = pairs * np.asarray([low, high])
         errors = [
-            squared_errors(centers, counts, part[:, 0], part[:, 1], rule.levels)
+            float8_errors(centers, counts, part[:, 1])
+            if rule.floats
+            else squared_errors(centers, counts, part[:, 0], part[:, 1], rule.levels)
             for part in np.array_split(ends, max(1, len(ends) * len(centers) >> 20))
         ]
         best = pairs[int(np.argmin(np.concatenate(errors)))]

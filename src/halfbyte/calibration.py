@@ -194,11 +194,21 @@ def _inputs(
 ) -> tuple[SavedStatistics | None, CalibrationData]:
     """Return statistics, or the data with random sequences where these are wanted."""
     from halfbyte.quant.calibration.batches import Batches
-    from halfbyte.quant.calibration.random_tokens import with_random_tokens
     from halfbyte.quant.calibration.saved import SavedStatistics
 
     if request.stats:
         return SavedStatistics(Path(request.stats)), CalibrationData(Batches((), ()), {})
+    return None, data_of(model, request)
+
+
+def data_of(model: Model, request: CalibrationRequest) -> CalibrationData:
+    """Return the data, with random sequences where these are wanted.
+
+    Raises:
+        HalfbyteError: as `read_calibration`; random tokens are no inputs of the model.
+    """
+    from halfbyte.quant.calibration.random_tokens import with_random_tokens
+
     data = read_calibration(model, request.data)
     batches = with_random_tokens(
         data.batches, model.graph, model.tokenizer, request.data.seed, request.random
@@ -206,7 +216,7 @@ def _inputs(
     added = batches.samples - data.batches.samples
     if request.random and not added:
         raise HalfbyteError("--calib-random: the model takes no token ids; leave it out")
-    return None, CalibrationData(batches, {**data.facts, "random": added}, data.notices)
+    return CalibrationData(batches, {**data.facts, "random": added}, data.notices)
 
 
 def _with_own_text(

@@ -31,12 +31,13 @@ from halfbyte.converters.gguf.imatrix import is_importance
 from halfbyte.engine import available_threads
 from halfbyte.errors import HalfbyteError
 from halfbyte.importance_request import Importance
-from halfbyte.integer_activations import with_declaration, with_integers
+from halfbyte.integer_activations import require_inputs, with_declaration, with_integers
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import FilePart
 from halfbyte.journal import Journal, identity
 from halfbyte.memory import PeakMemory
 from halfbyte.output_request import OutputRequest, chain_of, check_options, write_options
+from halfbyte.stored_ranges import with_stored_ranges
 
 if TYPE_CHECKING:
     from halfbyte.ir.roles import WeightKey
@@ -205,6 +206,9 @@ def _planned(
     _require_device(request.device, threads)
     target, flavour = format_for_output(output, request.to)
     check_options(target.name, flavour, request)
+    measured = request.activations.is_measured(f"{target.name}:{flavour}")
+    if measured and place is not None:
+        require_inputs(request.activations.mode, request.calibration)
     model = _read(source, request, threads)
     _require_complete(model)
     if place is not None and request.calibration.save_stats:
@@ -214,14 +218,15 @@ def _planned(
     merged = with_adapters(model, request)
     chain = chain_of(request)
     given = request.calibration
-    if place is not None and target.name == "onnx":
+    calibrates = place is not None and chain.is_calibrated
+    if calibrates and target.name == "onnx":
         _require_no_experts(model)
     transforms = TransformOptions(alpha=given.alpha, seed=given.data.seed)
-    origin = "" if place is None else identity(model, request.lora)
+    origin = identity(model, request.lora) if calibrates else ""
     model, notes = transformed_model(merged.model, chain, transforms)
     type_name: str = request.type
     integers: Mapping[str, str] = {}
-    if request.activations.is_static:
+    if request.activations.is_static and not measured:
         made = with_integers(model, request.activations, request.calibration, threads)
         model, integers = made.model, made.encodings
         notes, type_name = (*notes, made.note), ""  # what is left float stays so
@@ -243,8 +248,8 @@ def _planned(
     )
     by_weight, notices = importance.matched(plan, _gguf_weight_name)
     calibration = None
-    if place is not None:
-        machine = Machine(threads, request.device, request.compat)
+    machine = Machine(threads, request.device, request.compat)
+    if place is not None and chain.is_calibrated:
         done = calibrated(
             *(model, plan, chain, transforms, request.calibration, place, machine, origin), progress
         )
@@ -255,6 +260,9 @@ def _planned(
             importance.require(plan, by_weight)
         method = "rtn" if chain.is_calibrated else chain.rounding
         planned = apply_plan(model, plan, method, by_weight, request.compat)
+    if measured and place is not None:
+        ranged = with_stored_ranges(planned, request.activations, given, place, machine, progress)
+        planned, notices = ranged.model, (*notices, *ranged.notes)
     options = write_options(
         source, target.name, flavour, threads, request, plan.file_type, importance.keys()
     )
@@ -332,7 +340,8 @@ def write(
         else:
             with contextlib.ExitStack() as stack:
                 chain, place = chain_of(request), None
-                if chain.is_calibrated and not request.dry_run:
+                measured = request.activations.is_measured(request.to)
+                if (chain.is_calibrated or measured) and not request.dry_run:
                     request.calibration.require(chain)
                     place = stack.enter_context(work_place(output, chain, request.calibration))
                 job = _planned(source, output, request, place, progress)

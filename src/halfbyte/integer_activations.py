@@ -14,11 +14,13 @@ from halfbyte.ir.activation_scheme import ACTIVATIONS, fits_inputs
 from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.model import Model
 
-MODES = ("none", "int8-static", "int8-dynamic", "fp8")
-# A checkpoint that says how servers round activations, and what goes with each mode there.
+MODES = ("none", "int8-static", "int8-dynamic", "fp8", "fp8-static")
+STATIC = ("int8-static", "fp8-static")
+OF_FLOATS = ("fp8", "fp8-static")
+# A checkpoint that says how servers round activations, and the types that go with a kind there.
 DECLARING = "hf:compressed-tensors"
-KINDS = {"int8-dynamic": "int", "fp8": "float"}
-TYPES = {"int8-dynamic": ("int8", "int8-bf16", "int8-f32"), "fp8": ("fp8", "fp8-bf16")}
+TYPES = {"int": ("int8", "int8-bf16", "int8-f32"), "float": ("fp8", "fp8-bf16")}
+BY_TENSOR = ("fp8-tensor",)  # for floats whose scale is stored
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,21 @@ class ActivationRequest:
     @property
     def is_static(self) -> bool:
         """Whether ranges come from calibration inputs."""
-        return self.mode == "int8-static"
+        return self.mode in STATIC
 
     @property
     def is_dynamic(self) -> bool:
         """Whether ranges are found while the model runs."""
         return self.mode == "int8-dynamic"
+
+    @property
+    def kind(self) -> str:
+        """Return what codes are: `int` or `float`."""
+        return "float" if self.mode in OF_FLOATS else "int"
+
+    def is_measured(self, target: str) -> bool:
+        """Whether an output has stored scales of what its linear layers read."""
+        return self.is_static and target == DECLARING
 
 
 @dataclass(frozen=True)
@@ -60,12 +71,11 @@ def check_activations(request: ActivationRequest, type_name: str, target: str) -
         raise UnsupportedError(f"activations {request.mode!r}", "quantize", MODES)
     if request.mode == "none":
         return
-    if target == DECLARING and request.mode in KINDS:
+    if target == DECLARING:
         _check_declared(request, type_name)
         return
-    if target.partition(":")[0] != "onnx" or request.mode == "fp8":
-        places = [DECLARING] if request.mode in KINDS else []
-        places += ["onnx"] if request.mode != "fp8" else []
+    if target.partition(":")[0] != "onnx" or request.mode in OF_FLOATS:
+        places = [DECLARING] if request.mode in OF_FLOATS else [DECLARING, "onnx"]
         advice = f"give --to {' or '.join(places)}"
         raise UnsupportedError(f"--activations {request.mode}", f"format {target}", advice=advice)
     if type_name != "int8":
@@ -78,12 +88,17 @@ def check_activations(request: ActivationRequest, type_name: str, target: str) -
 
 def _check_declared(request: ActivationRequest, type_name: str) -> None:
     """Check that weights have one symmetric scale for each row, of the kind of the activations."""
+    from halfbyte.quant.calibration.input_ranges import check_range_method
+
     encoding = None
     with suppress(HalfbyteError):
         encoding = encoding_from_name(type_name)
-    if encoding is None or not fits_inputs(encoding, KINDS[request.mode]):
+    if encoding is None or not fits_inputs(encoding, request.kind, not request.is_static):
         what = f"--activations {request.mode} with --type {type_name or 'none'}"
-        raise UnsupportedError(what, DECLARING, [f"--type {name}" for name in TYPES[request.mode]])
+        known = TYPES[request.kind] + (BY_TENSOR if request.mode == "fp8-static" else ())
+        raise UnsupportedError(what, DECLARING, [f"--type {name}" for name in known])
+    if request.is_static:
+        check_range_method(request.method, request.kind)
     if request.keep_float:
         advice = "give --tensor GLOB=bfloat16"
         raise UnsupportedError("--keep-float", DECLARING, advice=advice)
@@ -93,20 +108,29 @@ def with_declaration(model: Model, request: ActivationRequest, target: str) -> M
     """Return the model that says how a server rounds its activations, if that is asked for."""
     from halfbyte.converters.hugging_face.checkpoints.ct_activations import with_dynamic_inputs
 
-    if target != DECLARING or request.mode not in KINDS:
+    if target != DECLARING or request.mode == "none" or request.is_static:
         return model
-    said = with_dynamic_inputs(model.metadata.get(ACTIVATIONS) or {}, KINDS[request.mode])
+    said = with_dynamic_inputs(model.metadata.get(ACTIVATIONS) or {}, request.kind)
     return replace(model, metadata={**model.metadata, ACTIVATIONS: said})
 
 
 def _batches(model: Model, request: CalibrationRequest) -> Iterator[Mapping[str, Any]]:
     """Yield inputs by name: from arrays, or from a text for a model with a tokenizer."""
+    require_inputs("int8-static", request)
+    yield from calibration_batches(model, request).runs
+
+
+def require_inputs(mode: str, request: CalibrationRequest) -> None:
+    """Check that there is data to find ranges with.
+
+    Raises:
+        HalfbyteError: there is none.
+    """
     if not request.data.sources:
         raise HalfbyteError(
-            "quantize: --activations int8-static needs inputs to find ranges; give --calib FILE "
+            f"quantize: --activations {mode} needs inputs to find ranges; give --calib FILE "
             "(.npz, a folder of .npz, images or .wav, or a text for models with a tokenizer)"
         )
-    yield from calibration_batches(model, request).runs
 
 
 def with_integers(

@@ -168,7 +168,7 @@ def quantize(
     `calib_random` sequences of random tokens. stats: statistics that `save_stats` wrote, instead.
     damping to true_sequential: as in `MethodOptions`. smoothquant_alpha: share of the activations,
     0 to 1. journal: keep what is finished beside the output. activations: `int8-static` or
-    `int8-dynamic` of an ONNX file, `int8-dynamic` or `fp8` declared to servers in a folder of
+    `int8-dynamic` of an ONNX file; these, `fp8` and `fp8-static` declared to servers in a folder of
     `hf:compressed-tensors`; calibration_method, target, keep_float: how static ranges are cut, what
     multiplies the integers, globs of what stays float.
     compat: llama.cpp's bytes also where its encoder has a fault. search: `exhaustive` looks through
@@ -256,12 +256,13 @@ def judged(
 
     declared: with activations rounded as its container declares them.
     """
+    from halfbyte.converters.hugging_face.input_scales import input_scales_of
     from halfbyte.runtime.session import OUTPUTS
     from halfbyte.verification.declared_activations import with_declared
     from halfbyte.verification.stored_graph import StoredGraph
 
     owner = model.over_stored_graph()
-    owner = with_declared(owner) if declared else owner
+    owner = with_declared(owner, input_scales_of(owner)) if declared else owner
     if model.stored_graph is None:
         return session(owner, device=device, compute=compute, threads=threads)
     held = session(owner, device=device, compute=compute, threads=threads)

@@ -43,7 +43,7 @@ REFUSED = {
     "text": ([*STATIC, "--calib", "@text.txt"], "is a text, the model takes image"),
     "keep": ([*STATIC, "--calib", "@good.npz", "--keep-float", "x*"], "--keep-float 'x*'"),
     "type": (["--type", "int4", *STATIC[2:], "--calib", "@good.npz"], "give --type int8"),
-    "format": ([*STATIC, "--calib", "@good.npz", "--to", "hb"], "give --to onnx"),
+    "format": ([*STATIC, "--calib", "@good.npz", "--to", "hb"], "compressed-tensors or onnx"),
     "dynamic keep": (["--type", "int8", "--activations", "int8-dynamic", "--keep-float", "Conv"],
                      "give --tensor GLOB=F32"),
 }  # fmt: skip

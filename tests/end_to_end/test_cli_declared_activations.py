@@ -9,18 +9,12 @@ import numpy as np
 import pytest
 
 import halfbyte
-from halfbyte.ir.model import Model
-from halfbyte.ir.roles import Role
-from halfbyte.ir.tensor import tensor_from_array
 from support.checkpoint_folders import arrays_of, settings_of
 from support.model_folders import SAMPLE, tiny_model, write_model
+from support.outlier_models import with_outliers
 
 TO = ("--to", "hf:compressed-tensors")
 MODES = {"int": ("int8", "int8-dynamic"), "float": ("fp8", "fp8")}
-NORMED = {
-    Role.ATTENTION_NORM: (Role.ATTENTION_QUERY, Role.ATTENTION_KEY, Role.ATTENTION_VALUE),
-    Role.FEED_FORWARD_NORM: (Role.FEED_FORWARD_GATE, Role.FEED_FORWARD_UP),
-}
 
 
 @pytest.fixture(scope="module")
@@ -29,26 +23,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = np.random.default_rng(0).permutation(SAMPLE.split() * 60)
     path.write_text(" ".join(words), encoding="utf-8")
     return path
-
-
-def with_outliers(model: Model) -> Model:
-    """Return the same function with a few channels of 30 to 100 times their size after norms."""
-    found = dict(model.weights)
-    names = {(t.role, t.layer): t.name for t in found.values() if t.kind == "weight"}
-    factors = np.ones(model.config["hidden_size"], np.float32)
-    factors[[3, 17, 40]] = 30, 60, 100
-
-    def scale(role: Role, layer: int, by: np.ndarray) -> None:
-        tensor = found[names[role, layer]]
-        values = (tensor.decode() * by).reshape(tensor.shape)
-        found[tensor.name] = tensor_from_array(tensor.name, values).identified(tensor.key)
-
-    for layer in range(model.config["num_hidden_layers"]):
-        for norm, readers in NORMED.items():
-            scale(norm, layer, factors)
-            for reader in readers:
-                scale(reader, layer, 1 / factors)
-    return model.with_weights(found)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +103,6 @@ def test_smoothquant_helps_where_channels_stick_out(
 REFUSED = {
     "type": (["--type", "int4", *TO, "--activations", "int8-dynamic"], "supported: --type int8"),
     "kinds": (["--type", "int8", *TO, "--activations", "fp8"], "supported: --type fp8"),
-    "static": (["--type", "int8", *TO, "--activations", "int8-static"], "give --to onnx"),
     "target": (["--type", "int8", "--to", "hb", "--activations", "int8-dynamic"],
                "give --to hf:compressed-tensors or onnx"),
 }  # fmt: skip

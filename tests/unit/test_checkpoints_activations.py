@@ -67,3 +67,16 @@ def test_other_containers_leave_them_out(tmp_path: Path) -> None:
         target = tmp_path / ("m.gguf" if to == "gguf" else "other")
         report = pipeline.convert(source, target, to=to)
         assert any("stay float here" in warning for warning in report.warnings)
+
+
+def test_scales_of_layers_that_are_not_rounded_any_more_are_left_out(tmp_path: Path) -> None:
+    source = rounded_inputs(tmp_path, "int", dynamic=False)
+    target = tmp_path / "mixed"
+    overrides = [("*_proj.weight", "int8-f32"), ("*[qkv]_proj.weight", "int4-g32")]
+    to = "hf:compressed-tensors"
+    pipeline.quantize(source, target, to=to, type="int8-f32", overrides=overrides, requantize=True)
+    names = arrays_of(target)
+    assert f"{QUERY}.weight_packed" in names and f"{QUERY}.input_scale" not in names
+    assert "model.layers.0.self_attn.k_scale" in names
+    pipeline.convert(source, tmp_path / "same", to=to)
+    assert f"{QUERY}.input_scale" in arrays_of(tmp_path / "same")

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from halfbyte.converters.hugging_face.checkpoints.ct_activations import (
     dynamic_inputs,
+    static_inputs,
     with_dynamic_inputs,
+    with_static_inputs,
 )
-from halfbyte.errors import UnsupportedError
+from halfbyte.errors import FormatError, UnsupportedError
 from halfbyte.integer_activations import ActivationRequest, check_activations
 from halfbyte.ir.activation_scheme import ACTIVATIONS
 from halfbyte.ir.encodings import encoding_from_name
@@ -60,21 +62,29 @@ def rows() -> NDArray[np.float32]:
     return x
 
 
-def expected(x: NDArray[np.float32], kind: str) -> NDArray[np.float64]:
+def expected(x: NDArray[np.float32], kind: str, stored: float | None) -> NDArray[np.float64]:
     """Return rows by the formula, in float64 but for the scales."""
     reach = np.float32(127 if kind == "int" else 448)
     scale = np.abs(x).max(axis=1, keepdims=True) / reach
+    scale = scale if stored is None else np.float32(stored)
     ratio = x / np.where(scale == 0, np.float32(1), scale)
-    codes = np.rint(ratio) if kind == "int" else ratio.astype(ml_dtypes.float8_e4m3fn)
+    if kind == "int":
+        codes = np.clip(np.rint(ratio), -128, 127)
+    else:
+        codes = np.clip(ratio, -448, 448).astype(ml_dtypes.float8_e4m3fn)
     return codes.astype(np.float64) * scale.astype(np.float64)
 
 
+@pytest.mark.parametrize("stored", [None, 0.03])
 @pytest.mark.parametrize("kind", ["int", "float"])
-def test_inputs_of_quantized_weights_are_rounded_by_row(kind: str) -> None:
+def test_inputs_of_quantized_weights_are_rounded(kind: str, stored: float | None) -> None:
     graph, x = layers(kind), rows()
-    assert round_inputs(graph, kind) == 1
+    # Of weights that read one value, the largest scale counts.
+    scales = {"w0": stored, "w1": 0.02}
+    given = None if stored is None else lambda value: scales[value.name]
+    assert round_inputs(graph, kind, given) == 1
     found = Session(graph).run({"x": x})
-    rounded = expected(x, kind)
+    rounded = expected(x, kind, stored)
     assert np.abs(rounded - x).max() > 0
     for index, given in enumerate((rounded, rounded, x.astype(np.float64))):
         values = graph.constants[f"w{index}"].decode().astype(np.float64)
@@ -108,15 +118,38 @@ def test_the_graph_of_a_model_stays() -> None:
     assert with_declared(plain) is plain
 
 
-STATIC = dynamic_inputs("int") | {"dynamic": False, "strategy": "tensor"}
+STATIC = static_inputs("int")
+
+
+def test_stored_scales_are_those_of_the_weights() -> None:
+    model, scales = declaring(STATIC), {"w0": 0.01, "w1": 0.01}
+    rounded = with_declared(model, scales)
+    given = {"x": rows()}
+    plain, found = Session(model).run(given), Session(rounded).run(given)
+    assert all((plain[f"y{i}"] != found[f"y{i}"]).any() for i in (0, 1))
+    np.testing.assert_allclose(
+        found["y2"], plain["y2"], rtol=1e-5, atol=1e-5 * np.abs(rows()).max()
+    )
+    for broken in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(FormatError, match="input_scale of 'w1' is .* leave out --activations"):
+            with_declared(model, {**scales, "w1": broken})
+    for lacking in (None, {"w0": 0.01}):
+        with pytest.raises(FormatError, match="holds no input_scale for 'w"):
+            with_declared(model, lacking)
 
 
 @pytest.mark.parametrize(
     "inputs",
-    [STATIC, dynamic_inputs("int") | {"num_bits": 4}, dynamic_inputs("int") | {"symmetric": False}],
+    [
+        dynamic_inputs("int") | {"num_bits": 4},
+        dynamic_inputs("int") | {"symmetric": False},
+        STATIC | {"symmetric": False},
+        STATIC | {"strategy": "channel"},
+        dynamic_inputs("int") | {"dynamic": False},
+    ],
 )
 def test_other_declarations_are_refused(inputs: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedError, match="dynamic, by token; leave out --activations"):
+    with pytest.raises(UnsupportedError, match="or stored by tensor; leave out --activations"):
         with_declared(declaring(inputs))
     assert "declared rounds" not in activation_notes([declaring(inputs)], "float", "exact")[0]
 
@@ -128,7 +161,8 @@ def test_what_a_verification_says() -> None:
     assert "float8 activations" in note and "weights alone" in note and "--activations" in note
     assert "by 32 columns" in activation_notes([model], "float", "int8")[0]
     assert activation_notes([model], "declared", "exact")[0].endswith("rounded so here")
-    assert "stored ranges" in described(STATIC)
+    assert described(STATIC) == "int8 activations, one stored scale for each layer"
+    assert "stored ranges" in described(STATIC | {"num_bits": 4})
     for models, mode, compute in (
         ([plain], "declared", "exact"),
         ([model], "declared", "int8"),
@@ -150,19 +184,31 @@ def test_declaring_drops_stored_ranges_of_inputs() -> None:
     assert made["input_activations"]["dynamic"] is True
     assert made["kv_cache_scheme"] == {"num_bits": 8}
     assert "scales" not in with_dynamic_inputs({}, "float")
+    anew = with_static_inputs(carried, "float", {"b": 0.25}, "mse")
+    assert anew["scales"] == {"a.k_scale": entry, "b.input_scale": entry | {"values": [0.25]}}
+    inputs = anew["input_activations"]
+    assert (inputs["strategy"], inputs["dynamic"], inputs["observer"]) == ("tensor", False, "mse")
 
 
 CT = "hf:compressed-tensors"
 
 
-@pytest.mark.parametrize("mode", ["int8-dynamic", "fp8"])
+FITTING = {
+    "int8-dynamic": ("int8", "int8-f32", "int8-bf16"),
+    "int8-static": ("int8", "int8-f32", "int8-bf16"),
+    "fp8": ("fp8", "fp8-bf16"),
+    "fp8-static": ("fp8", "fp8-bf16", "fp8-tensor"),
+}
+
+
+@pytest.mark.parametrize("mode", FITTING)
 def test_what_goes_together(mode: str) -> None:
-    request = ActivationRequest(mode)
-    fitting = ("fp8", "fp8-bf16") if mode == "fp8" else ("int8", "int8-f32", "int8-bf16")
+    request, fitting = ActivationRequest(mode), FITTING[mode]
     for type_name in fitting:
         check_activations(request, type_name, CT)
     others = ["int8-g32", "int8-asym", "int4", "Q4_K_M", "Q8_0", "", "fp8-tensor", "fp8-block128"]
-    for type_name in [*others, "int8" if mode == "fp8" else "fp8"]:
+    others = [name for name in others if name not in fitting]
+    for type_name in [*others, "fp8" if mode.startswith("int8") else "int8"]:
         with pytest.raises(UnsupportedError, match=f"supported: --type {fitting[0]}"):
             check_activations(request, type_name, CT)
     with pytest.raises(UnsupportedError, match="give --tensor GLOB=bfloat16"):
@@ -174,7 +220,14 @@ def test_what_goes_together(mode: str) -> None:
 
 def test_onnx_files_take_integers_only() -> None:
     check_activations(ActivationRequest("int8-dynamic"), "int8", "onnx:ort")
-    with pytest.raises(UnsupportedError, match=f"give --to {CT}"):
-        check_activations(ActivationRequest("fp8"), "fp8", "onnx")
-    with pytest.raises(UnsupportedError, match="give --to onnx"):
-        check_activations(ActivationRequest("int8-static"), "int8", CT)
+    for mode in ("fp8", "fp8-static"):
+        with pytest.raises(UnsupportedError, match=f"give --to {CT}"):
+            check_activations(ActivationRequest(mode), "fp8", "onnx")
+
+
+def test_levels_are_of_integers() -> None:
+    check_activations(ActivationRequest("int8-static", "entropy"), "int8", CT)
+    with pytest.raises(UnsupportedError, match="'entropy' of float8 .* minmax, average"):
+        check_activations(ActivationRequest("fp8-static", "entropy"), "fp8", CT)
+    with pytest.raises(UnsupportedError, match="calibration method 'best'"):
+        check_activations(ActivationRequest("int8-static", "best"), "int8", CT)

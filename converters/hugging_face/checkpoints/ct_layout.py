@@ -99,7 +99,9 @@ def compressed_layout(tensors: Sequence[Tensor], config: Mapping[str, Any]) -> L
         return integer_arrays(tensor) if kind == INTEGER else _packed(tensor, scheme)
 
     inputs = any(group["input_activations"] is not None for group in groups.values())
-    further = stored_scales(carried, inputs)
+    kept = {n for n, s in schemes.quantized.items() if not _rounds(s, activations)}
+    kept |= {module_of(tensor) for tensor in tensors if not tensor.encoding.is_quantized}
+    further = stored_scales(carried, lambda module: inputs and module not in kept)
     return Layout(Description({"quantization_config": said}), arrays, further)
 
 
@@ -124,19 +126,26 @@ def _groups(schemes: Schemes, activations: Mapping[str, Any] | None) -> dict[str
 def _group(
     scheme: Scheme, targets: list[str], activations: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    kind = _format(scheme, activations)
-    inputs = activations if kind == INTEGER or _are_floats(scheme, activations) else None
+    inputs = activations if _rounds(scheme, activations) else None
     return {
         "targets": targets,
         "weights": _weights(scheme),
         "input_activations": None if inputs is None else dict(inputs),
         "output_activations": None,
-        "format": kind,
+        "format": _format(scheme, activations),
     }
 
 
+def _rounds(scheme: Scheme, activations: Mapping[str, Any] | None) -> bool:
+    """Whether inputs of a scheme are rounded."""
+    return _format(scheme, activations) == INTEGER or _are_floats(scheme, activations)
+
+
 def _are_floats(scheme: Scheme, activations: Mapping[str, Any] | None) -> bool:
-    return bool(scheme.name) and activations is not None and activations.get("type") == "float"
+    """Whether inputs of a scheme are rounded to floats: float8 meets float8, float4 float4."""
+    if not scheme.name or activations is None or activations.get("type") != "float":
+        return False
+    return (scheme.name in FP4_FORMATS) == (activations.get("num_bits") == 4)
 
 
 def _weights(scheme: Scheme) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+../../src/halfbyte/stored_ranges.py
