@@ -43,12 +43,22 @@ class GgufChoices:
 
 
 @dataclass(frozen=True)
+class StoredGrid:
+    """How activations become codes: round(x / scale) + zero, as `dtype`."""
+
+    scale: float
+    zero: int
+    dtype: str
+
+
+@dataclass(frozen=True)
 class WriteOptions:
     """How to write: flavour after the colon of `--to`, worker threads, progress in bytes written.
 
     `shard_bytes` splits Hugging Face output; 0 writes one file. `opset` is ONNX's; None: lowest.
     `gguf` says what a GGUF file holds beside the model, and its parts. `activations`: empty, or
-    `int8-dynamic` for products in integers where an ONNX file's weights have 8 bits.
+    `int8-dynamic` for products in integers where an ONNX file's weights have 8 bits. `grids`: of
+    what weights meet in an ONNX file of a language model, by the names of weights.
     """
 
     flavour: str = ""
@@ -58,6 +68,7 @@ class WriteOptions:
     opset: int | None = None
     gguf: GgufChoices = GgufChoices()
     activations: str = ""
+    grids: Mapping[str, StoredGrid] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

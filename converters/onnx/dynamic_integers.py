@@ -25,17 +25,19 @@ FLOAT = "float32"
 
 
 @dataclass
-class _Weight:
-    """Codes [in, out] and scales [out]."""
+class IntegerWeight:
+    """Codes [in, out] and scales [out]; name: of the constant that holds the codes."""
 
+    name: str
     codes: Value
     scale: Value
 
 
-class _Writer:
+class NodeWriter:
     """Puts nodes in front of a node; the integers of one activation are made once."""
 
     def __init__(self, graph: Graph) -> None:
+        """Start in front of no node: at the end."""
         self.graph = graph
         self.at: Node | None = None
         self._quantized: dict[Value, list[Value]] = {}
@@ -43,6 +45,7 @@ class _Writer:
     def add(
         self, op: str, *inputs: Value, name: str, outputs: int = 1, **attributes: object
     ) -> list[Value]:
+        """Return the outputs of a new node."""
         made = [Value(self.graph.fresh_name(f"{name}.{op.lower()}")) for _ in range(outputs)]
         version = max(op_spec(op).versions)
         node = Node(op, list(inputs), made, dict(attributes), "", version)
@@ -54,6 +57,7 @@ class _Writer:
         return made
 
     def quantized(self, data: Value) -> list[Value]:
+        """Return codes, scale and zero point of what is quantized while the graph runs."""
         if data not in self._quantized:
             made = self.add("DynamicQuantizeLinear", data, name=data.name, outputs=3)
             self._quantized[data] = made
@@ -62,7 +66,7 @@ class _Writer:
 
 def use_dynamic_integers(graph: Graph) -> int:
     """Rewrite, in place, every product that allows it; return how many did."""
-    writer, count = _Writer(graph), 0
+    writer, count = NodeWriter(graph), 0
     for node in list(graph.nodes):
         if node.op != "MatMul" or node.domain:
             continue
@@ -70,7 +74,7 @@ def use_dynamic_integers(graph: Graph) -> int:
         if data is None or data.constant is not None or data.dtype not in (None, FLOAT):
             continue
         writer.at = node
-        stored = _weight(writer, weight)
+        stored = integer_weight(writer, weight)
         if stored is None:
             continue
         _rewrite(writer, node, data, stored)
@@ -91,7 +95,7 @@ def require_integers(graph: Graph, path: Path) -> None:
         raise UnsupportedError(what, str(path), advice="give --type int8")
 
 
-def _rewrite(writer: _Writer, node: Node, data: Value, weight: _Weight) -> None:
+def _rewrite(writer: NodeWriter, node: Node, data: Value, weight: IntegerWeight) -> None:
     old = node.outputs[0]
     codes, scale, zero = writer.quantized(data)
     sums = writer.add("MatMulInteger", codes, weight.codes, zero, name=old.name)[0]
@@ -104,7 +108,8 @@ def _rewrite(writer: _Writer, node: Node, data: Value, weight: _Weight) -> None:
     result.dtype, result.shape = FLOAT, old.shape or result.shape
 
 
-def _weight(writer: _Writer, value: Value | None) -> _Weight | None:
+def integer_weight(writer: NodeWriter, value: Value | None) -> IntegerWeight | None:
+    """Return the int8 weight that a value stands for, None for anything else."""
     node = None if value is None else value.producer
     turned = node is not None and node.op == "Transpose" and not node.domain
     if node is not None and turned:
@@ -132,7 +137,7 @@ def _weight(writer: _Writer, value: Value | None) -> _Weight | None:
     if len(scale.shape or ()) == 2:
         flat = new_constant(writer.graph, "scale.row", np.asarray([-1], np.int64))
         scale = writer.add("Reshape", scale, flat, name=f"{name}.scale")[0]
-    return _Weight(codes, scale)
+    return IntegerWeight(name, codes, scale)
 
 
 def _is_per_column(node: Node, scale: Value, out: int, turned: bool) -> bool:

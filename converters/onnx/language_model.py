@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from halfbyte.converters.format import WriteOptions, WrittenTensor
+from halfbyte.converters.format import StoredGrid, WriteOptions, WrittenTensor
 from halfbyte.converters.onnx import metadata
 from halfbyte.converters.onnx.dynamic_integers import require_integers
 from halfbyte.converters.onnx.genai import genai_files
 from halfbyte.converters.onnx.language.export import Export, export_graph
 from halfbyte.converters.onnx.language.naming import name_nodes
 from halfbyte.converters.onnx.language.weight_form import verdict_of
+from halfbyte.converters.onnx.nbits import CODES
 from halfbyte.converters.onnx.profile import ORT
+from halfbyte.converters.onnx.static_integers import require_static_integers
 from halfbyte.converters.onnx.writer import write_graph
 from halfbyte.errors import HalfbyteError
 from halfbyte.files import atomic_folder
@@ -46,7 +49,9 @@ def write_language_model(model: Model, path: Path, options: WriteOptions) -> lis
 
 def _write(model: Model, path: Path, options: WriteOptions) -> list[WrittenTensor]:
     export = export_graph(model, options.flavour, options.opset)
-    if options.activations:
+    if options.grids:
+        require_static_integers(export.graph, _by_codes(export, options.grids), path)
+    elif options.activations:
         require_integers(export.graph, path)
     name_nodes(export.graph)
     companions: dict[str, bytes] = {}
@@ -64,6 +69,15 @@ def _write(model: Model, path: Path, options: WriteOptions) -> list[WrittenTenso
         progress=options.progress,
     )
     return _by_weight(model, export, written)
+
+
+def _by_codes(export: Export, grids: Mapping[str, StoredGrid]) -> dict[str, StoredGrid]:
+    """Return grids by the names of the constants that hold the weights' codes."""
+    return {
+        export.holdings[name].constants[CODES]: grid
+        for name, grid in grids.items()
+        if name in export.holdings and CODES in export.holdings[name].constants
+    }
 
 
 def _require_free(path: Path, companions: dict[str, bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Ranges of what linear layers read, for servers that round it by one stored scale for each layer.
+"""Ranges of what linear layers read, for outputs that store one for each layer.
 
 The model runs piece by piece over all batches, its activations float and its weights as they will
 be stored. Weights that read one value have one range.
@@ -17,7 +17,7 @@ from halfbyte.ir.model import Model
 from halfbyte.quant.calibration.activations import ActivationStore
 from halfbyte.quant.calibration.batches import Batches, completed
 from halfbyte.quant.calibration.gather import constant_names
-from halfbyte.quant.calibration.pieces import Cut, Site, cut
+from halfbyte.quant.calibration.pieces import Site, cut
 from halfbyte.quant.calibration.ranges import (
     METHODS,
     OF_INTEGERS,
@@ -29,6 +29,7 @@ from halfbyte.quant.calibration.ranges import (
 from halfbyte.quant.calibration.streams import SiteRows, Stream
 
 REACH = {"int": 127.0, "float": 448.0}
+Range = tuple[float, float]
 ProgressFor = Callable[[int], Callable[[int], None] | None]
 
 
@@ -36,21 +37,24 @@ ProgressFor = Callable[[int], Callable[[int], None] | None]
 class RangeOptions:
     """How ranges are found.
 
-    kind: of the codes, `int` (int8) or `float` (e4m3). method: a name in METHODS. folder: takes
-    activations beyond the limit, None for the system's own.
+    rule: how they are cut. folder: takes activations beyond the limit, None for the system's own.
     """
 
-    kind: str = "int"
-    method: str = "mse"
+    rule: Rule
     activation_limit_bytes: int = 128 << 20
     folder: Path | None = None
     device: str = "cpu"
     threads: int | None = None
 
-    @property
-    def rule(self) -> Rule:
-        """Return how ranges are cut."""
-        return Rule(self.method, levels=254, symmetric=True, floats=self.kind == "float")
+
+def symmetric_rule(method: str, kind: str) -> Rule:
+    """Return how ranges are cut for codes around zero: `int` (int8) or `float` (e4m3).
+
+    Raises:
+        UnsupportedError: the method is unknown, or counts levels that floats do not have.
+    """
+    check_range_method(method, kind)
+    return Rule(method, levels=254, symmetric=True, floats=kind == "float")
 
 
 def check_range_method(method: str, kind: str) -> None:
@@ -65,67 +69,55 @@ def check_range_method(method: str, kind: str) -> None:
         raise UnsupportedError(f"calibration method {method!r} of float8", "quantize", known)
 
 
-def input_scales(
+def input_ranges(
     model: Model,
     weights: Collection[str],
     batches: Batches,
     options: RangeOptions,
     progress: ProgressFor | None = None,
-) -> dict[str, float]:
-    """Return the scale of the inputs of each weight, a float32, by the weight's name.
+) -> dict[str, Range]:
+    """Return the range of what each weight reads by the weight's name; zero lies inside.
 
-    progress: called with the number of runs of pieces; what it returns takes runs done.
+    Weights that no linear layer has are left out. progress: called with the number of runs of
+    pieces; what it returns takes runs done.
 
     Raises:
-        UnsupportedError: the method is unknown.
-        QuantizationError: a weight meets not one input, or NaN or infinite values, or none.
+        QuantizationError: a weight meets several inputs, or NaN or infinite values, or none.
     """
-    check_range_method(options.method, options.kind)
     names = constant_names(model)
     wanted = {names[name]: name for name in weights if name in names}
     whole = cut(model.graph, wanted)
-    lost = [name for name in weights if name not in names]
-    _require_one_input(whole, wanted, lost)
+    for name in whole.again:
+        rule = "meets several inputs, one was required for a stored range"
+        raise QuantizationError(wanted[name], f"{rule}; give --tensor {wanted[name]}=bfloat16")
     runs = completed(batches, model.graph)
     advance = None if progress is None else progress(len(whole.pieces) * len(runs.runs))
-    found: dict[str, float] = {}
+    found: dict[str, Range] = {}
     with ActivationStore(options.activation_limit_bytes, options.folder) as store:
         stream = Stream(runs, store, options.device, options.threads)
         for piece in whole.pieces:
             stream.advance(piece, advance)
             for site in piece.sites:
-                scale = _scale(site, stream, options)
-                found |= {wanted[name]: scale for name in site.weights}
+                ends = _range(site, stream, options.rule)
+                found |= {wanted[name]: ends for name in site.weights}
             stream.release(piece)
     return found
 
 
-def _require_one_input(whole: Cut, wanted: dict[str, str], lost: list[str]) -> None:
-    """Check that each weight meets one value, which can be seen."""
-    lost = [*lost, *(wanted[name] for name in whole.missing)]
-    found = [(wanted[name], "meets several inputs") for name in whole.again]
-    for name, what in [*found, *((name, "is read by no linear layer") for name in lost)]:
-        rule = f"{what}, one was required for a stored range; give --tensor {name}=bfloat16"
-        raise QuantizationError(name, rule)
-
-
-def _scale(site: Site, stream: Stream, options: RangeOptions) -> float:
+def _range(site: Site, stream: Stream, rule: Rule) -> Range:
     rows, seen = SiteRows(site, stream), Observed()
     for number in range(len(stream.batches.runs)):
         try:
             seen.add(rows.sample(number))
         except ValueError as error:
-            rule = (
-                f"its inputs have {error} on the calibration data; check the model, or other data"
-            )
-            raise QuantizationError(site.weights[0], rule) from None
+            found = f"its inputs have {error} on the calibration data"
+            raise QuantizationError(site.weights[0], f"{found}; check model and data") from None
     if not seen.histogram.total:
         raise QuantizationError(site.weights[0], "no row of calibration data reaches it; give more")
-    return scale_of(seen, options)
+    return chosen_range([seen], rule)
 
 
-def scale_of(seen: Observed, options: RangeOptions) -> float:
-    """Return the float32 by which values are divided before they are rounded."""
-    _, high = chosen_range([seen], options.rule)
-    scale = np.float32(high / REACH[options.kind])
+def scale_of(ends: Range, kind: str) -> float:
+    """Return the scale of a symmetric range, 1 for one without extent."""
+    scale = np.float32(ends[1] / REACH[kind])
     return float(scale) if scale > 0 and np.isfinite(scale) else 1.0

@@ -37,7 +37,7 @@ from halfbyte.ir.tensor import FilePart
 from halfbyte.journal import Journal, identity
 from halfbyte.memory import PeakMemory
 from halfbyte.output_request import OutputRequest, chain_of, check_options, write_options
-from halfbyte.stored_ranges import with_stored_ranges
+from halfbyte.stored_ranges import is_measured, with_stored_ranges
 
 if TYPE_CHECKING:
     from halfbyte.ir.roles import WeightKey
@@ -206,10 +206,11 @@ def _planned(
     _require_device(request.device, threads)
     target, flavour = format_for_output(output, request.to)
     check_options(target.name, flavour, request)
-    measured = request.activations.is_measured(f"{target.name}:{flavour}")
+    destination = f"{target.name}:{flavour}"
+    model = _read(source, request, threads)
+    measured = is_measured(model, request.activations, destination)
     if measured and place is not None:
         require_inputs(request.activations.mode, request.calibration)
-    model = _read(source, request, threads)
     _require_complete(model)
     if place is not None and request.calibration.save_stats:
         statistics = Path(request.calibration.save_stats)
@@ -230,7 +231,7 @@ def _planned(
         made = with_integers(model, request.activations, request.calibration, threads)
         model, integers = made.model, made.encodings
         notes, type_name = (*notes, made.note), ""  # what is left float stays so
-    model = with_declaration(model, request.activations, f"{target.name}:{flavour}")
+    model = with_declaration(model, request.activations, destination)
     importance = Importance.read(request.imatrix)
     plan = make_plan(
         model,
@@ -260,12 +261,15 @@ def _planned(
             importance.require(plan, by_weight)
         method = "rtn" if chain.is_calibrated else chain.rounding
         planned = apply_plan(model, plan, method, by_weight, request.compat)
-    if measured and place is not None:
-        ranged = with_stored_ranges(planned, request.activations, given, place, machine, progress)
-        planned, notices = ranged.model, (*notices, *ranged.notes)
     options = write_options(
         source, target.name, flavour, threads, request, plan.file_type, importance.keys()
     )
+    if measured and place is not None:
+        ranged = with_stored_ranges(
+            *(planned, request.activations, given, destination, place, machine), progress
+        )
+        planned, notices = ranged.model, (*notices, *ranged.notes)
+        options = replace(options, grids=ranged.grids)
     told = (*notes, *notices)
     return _Job(
         target,
@@ -340,8 +344,8 @@ def write(
         else:
             with contextlib.ExitStack() as stack:
                 chain, place = chain_of(request), None
-                measured = request.activations.is_measured(request.to)
-                if (chain.is_calibrated or measured) and not request.dry_run:
+                works = chain.is_calibrated or request.activations.is_static
+                if works and not request.dry_run:
                     request.calibration.require(chain)
                     place = stack.enter_context(work_place(output, chain, request.calibration))
                 job = _planned(source, output, request, place, progress)

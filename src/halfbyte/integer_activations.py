@@ -47,10 +47,6 @@ class ActivationRequest:
         """Return what codes are: `int` or `float`."""
         return "float" if self.mode in OF_FLOATS else "int"
 
-    def is_measured(self, target: str) -> bool:
-        """Whether an output has stored scales of what its linear layers read."""
-        return self.is_static and target == DECLARING
-
 
 @dataclass(frozen=True)
 class Integers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
 import ml_dtypes
 import numpy as np
@@ -14,10 +14,16 @@ from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import tensor_from_array
 from halfbyte.quant.calibration.batches import Batches
-from halfbyte.quant.calibration.input_ranges import RangeOptions, input_scales, scale_of
-from halfbyte.quant.calibration.ranges import Observed
+from halfbyte.quant.calibration.input_ranges import (
+    RangeOptions,
+    input_ranges,
+    scale_of,
+    symmetric_rule,
+)
+from halfbyte.quant.calibration.ranges import Observed, chosen_range
 
 COLUMNS, INNER = 24, 40
+READ = ("first", "twin", "last")
 REACH = {"int": 127, "float": 448}
 RNG = np.random.default_rng(4)
 WEIGHTS = {
@@ -45,6 +51,19 @@ def two_layers(more: tuple[str, ...] = ()) -> Model:
     return Model(held, build=lambda _: graph)
 
 
+def scales(
+    given: Batches,
+    names: Collection[str] = READ,
+    kind: str = "int",
+    method: str = "mse",
+    model: Model | None = None,
+    limit: int = 1 << 20,
+) -> dict[str, float]:
+    options = RangeOptions(symmetric_rule(method, kind), limit)
+    found = input_ranges(model or two_layers(), names, given, options)
+    return {name: scale_of(ends, kind) for name, ends in found.items()}
+
+
 def batches(masked: bool = False) -> Batches:
     runs = [{"x": RNG.standard_normal((n, COLUMNS)).astype(np.float32)} for n in (7, 1, 30)]
     for run in runs:
@@ -64,14 +83,11 @@ def seen(given: Batches) -> dict[str, NDArray[np.float64]]:
     return {"first": x, "twin": x, "last": np.maximum(first, 0) * twin}
 
 
-READ = ("first", "twin", "last")
-
-
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("kind", REACH)
 def test_the_whole_range(kind: str, masked: bool) -> None:
     given = batches(masked)
-    found = input_scales(two_layers(), READ, given, RangeOptions(kind, "minmax"))
+    found = scales(given, READ, kind, "minmax")
     assert set(found) == set(READ) and found["first"] == found["twin"]
     for name, values in seen(given).items():
         assert found[name] == np.float32(found[name])
@@ -79,7 +95,7 @@ def test_the_whole_range(kind: str, masked: bool) -> None:
 
 
 def test_only_what_is_asked_for() -> None:
-    assert set(input_scales(two_layers(), ["last"], batches(), RangeOptions())) == {"last"}
+    assert set(scales(batches(), ["last"])) == {"last"}
 
 
 @pytest.mark.parametrize("kind", REACH)
@@ -87,7 +103,7 @@ def test_pieces_and_limits_change_nothing(kind: str) -> None:
     given = batches()
     whole = Batches(({"x": np.concatenate([run["x"] for run in given.runs])},), (None,))
     every = [
-        input_scales(two_layers(), ["first"], one, RangeOptions(kind, activation_limit_bytes=limit))
+        scales(one, ["first"], kind, limit=limit)
         for one in (given, whole)
         for limit in (0, 1 << 20)
     ]
@@ -115,37 +131,35 @@ def test_mse_is_near_the_least_error_there_is(kind: str, tails: float) -> None:
         return float(np.mean((rounded(wide, scale, kind) - wide) ** 2))
 
     least = min(error(largest * share) for share in np.linspace(0.05, 1, 400))
-    found = error(scale_of(observed, RangeOptions(kind, "mse")))
-    assert found <= 1.05 * least
-    assert found <= error(scale_of(observed, RangeOptions(kind, "minmax"))) * (1 + 1e-6)
+
+    def by(method: str) -> float:
+        return error(scale_of(chosen_range([observed], symmetric_rule(method, kind)), kind))
+
+    assert by("mse") <= 1.05 * least
+    assert by("mse") <= by("minmax") * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("method", ["average", "percentile", "entropy"])
 def test_other_methods_stay_inside_the_whole_range(method: str) -> None:
     given = batches()
-    whole, cut = (
-        input_scales(two_layers(), READ, given, RangeOptions("int", name))
-        for name in ("minmax", method)
-    )
+    whole, cut = (scales(given, method=name) for name in ("minmax", method))
     assert all(0 < cut[name] <= whole[name] for name in READ)
 
 
 def test_inputs_of_zero_have_a_scale() -> None:
     zeros = Batches(({"x": np.zeros((3, COLUMNS), np.float32)},), (None,))
-    found: Mapping[str, float] = input_scales(two_layers(), READ, zeros, RangeOptions())
-    assert set(found.values()) == {1.0}
+    assert set(scales(zeros).values()) == {1.0}
 
 
 def test_what_has_no_one_input() -> None:
-    with pytest.raises(QuantizationError, match="'unread': is read by no .* unread=bfloat16"):
-        input_scales(two_layers(), WEIGHTS, batches(), RangeOptions())
+    assert set(scales(batches(), WEIGHTS)) == set(READ)
     with pytest.raises(QuantizationError, match="'last': meets several inputs"):
-        input_scales(two_layers(("last",)), READ, batches(), RangeOptions())
+        scales(batches(), model=two_layers(("last",)))
     nothing = Batches(batches().runs, tuple(np.zeros(len(r["x"]), bool) for r in batches().runs))
     with pytest.raises(QuantizationError, match="no row of calibration data"):
-        input_scales(two_layers(), READ, nothing, RangeOptions())
+        scales(nothing)
     broken = Batches(({"x": np.full((2, COLUMNS), np.inf, np.float32)},), (None,))
     with pytest.raises(QuantizationError, match="'first': its inputs have NaN or infinite"):
-        input_scales(two_layers(), READ, broken, RangeOptions())
+        scales(broken)
     with pytest.raises(UnsupportedError, match="of float8"):
-        input_scales(two_layers(), READ, batches(), RangeOptions("float", "entropy"))
+        symmetric_rule("entropy", "float")
