@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -58,12 +58,48 @@ class Spool:
             parts[part] = FilePart(path, 0, spec.dtype, spec.shape)
         return replace(tensor, encoding=encoding, parts=parts)
 
-    def keep(self, tensor: Tensor, threads: int = 1) -> Tensor:
-        """Return the same weight, its parts computed once and kept in files."""
-        with self.writer(tensor, tensor.encoding) as writer:
-            for parts in ordered_map(lambda span: tensor.read(*span), tensor.row_ranges(), threads):
-                writer.add(parts)
-            return writer.finish({})
+    def kept(
+        self,
+        wanted: Mapping[str, tuple[Tensor, Encoding]],
+        rounded: Callable[[str], Tensor],
+        threads: int = 1,
+        advance: Callable[[int], None] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return weights over files, those that an earlier run finished and the others.
+
+        wanted: what to round to what, by any names. rounded: the weight of that name in its new
+        encoding, computed while it is read. advance: takes weights done.
+        """
+        found: dict[str, Tensor] = {}
+        missing: dict[str, Tensor] = {}
+        for name, (tensor, encoding) in wanted.items():
+            held = self.finished(tensor, encoding)
+            if held is None:
+                missing[name] = rounded(name)
+            else:
+                found[name] = held[0]
+        if advance is not None:
+            advance(len(found))
+        made = self._keep(list(missing.values()), threads)
+        for name, tensor in zip(missing, made, strict=True):
+            found[name] = tensor
+            if advance is not None:
+                advance(1)
+        return found
+
+    def _keep(self, tensors: Sequence[Tensor], threads: int = 1) -> Iterator[Tensor]:
+        """Yield the same weights, parts computed once and kept in files; in order.
+
+        Threads that have nothing left to do for one weight begin with the next.
+        """
+        tasks = ((tensor, span) for tensor in tensors for span in tensor.row_ranges())
+        made = ordered_map(lambda task: task[0].read(*task[1]), tasks, threads)
+        with closing(cast("Generator[dict[str, Array]]", made)):
+            for tensor in tensors:
+                with self.writer(tensor, tensor.encoding) as writer:
+                    for _ in tensor.row_ranges():
+                        writer.add(next(made))
+                    yield writer.finish({})
 
     def writer(self, tensor: Tensor, encoding: Encoding) -> SpoolWriter:
         """Return what takes a weight's parts, ranges of rows in order."""

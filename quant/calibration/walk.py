@@ -260,14 +260,17 @@ class Walk:
 
     def _without_data(self, calibrated: bool) -> None:
         """Round what has no site, or everything if the chain rounds without data."""
-        kept = self._kept_plain(calibrated)
         note = "no linear layer outside of loops reads it" if calibrated else ""
-        for name in self._plainly(calibrated):
-            decision = self.decisions[name]
-            self.finished[name] = self._plain_weight(name, name in kept)
-            self._tell(decision, note)
-            if self.advance is not None and name in kept and not calibrated:
-                self.advance(1)
+        chosen = self._plainly(calibrated)
+        if self._kept_plain(calibrated):
+            wanted = {name: (self._weight(name), self.decisions[name].target) for name in chosen}
+            threads = self.options.threads or 1
+            step = None if calibrated else self.advance
+            self.finished |= self.spool.kept(wanted, self._plain_weight, threads, step)
+        else:
+            self.finished |= {name: self._plain_weight(name) for name in chosen}
+        for name in chosen:
+            self._tell(self.decisions[name], note)
 
     def _plainly(self, calibrated: bool) -> list[str]:
         """Return what is rounded without data: all of it, or what has no site."""
@@ -285,14 +288,9 @@ class Walk:
         """
         return self._plainly(calibrated) if calibrated or self.findings is not None else ()
 
-    def _plain_weight(self, name: str, kept: bool) -> Tensor:
-        """Return a weight rounded without data; kept: in a file, where an earlier run left it."""
-        decision, tensor = self.decisions[name], self._weight(name)
-        held = self.spool.finished(tensor, decision.target) if kept else None
-        if held is not None:
-            return held[0]
-        rounded = self._rounded(decision, tensor, self.importance.get(name))
-        return self.spool.keep(rounded, self.options.threads or 1) if kept else rounded
+    def _plain_weight(self, name: str) -> Tensor:
+        """Return a weight rounded without data, while it is read."""
+        return self._rounded(self.decisions[name], self._weight(name), self.importance.get(name))
 
     def _tell(self, decision: Decision, note: str) -> None:
         name = decision.tensor.name

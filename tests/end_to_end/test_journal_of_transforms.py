@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import halfbyte
-from halfbyte.quant.algorithms import rtn
 from halfbyte.quant.calibration import walk
+from halfbyte.quant.spool import SpoolWriter
 from halfbyte.quant.transforms import awq
 from support.model_folders import SAMPLE, tiny_model, write_model
 
@@ -146,20 +146,24 @@ def test_what_is_rounded_is_not_rounded_again(
     whole = quantized(source, tmp_path / "whole.hb", text)
     begun: list[str] = []
     done: list[str] = []
-    plain = rtn.requantize
+    plain = SpoolWriter.finish
 
-    def stopping(tensor: Any, *more: Any) -> Any:
-        begun.append(tensor.name)
+    def stopping(writer: Any, record: Any) -> Any:
+        begun.append(writer._tensor.name)
         if len(begun) == 9:
             raise Stop
-        return plain(tensor, *more)
+        return plain(writer, record)
+
+    def counted(writer: Any, record: Any) -> Any:
+        done.append(writer._tensor.name)
+        return plain(writer, record)
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(rtn, "requantize", stopping)
+        patch.setattr(SpoolWriter, "finish", stopping)
         quantized(source, output, text)
     with monkeypatch.context() as patch:
         calls = Calls(patch).counts
-        patch.setattr(rtn, "requantize", lambda t, *m: done.append(t.name) or plain(t, *m))
+        patch.setattr(SpoolWriter, "finish", counted)
         resumed = quantized(source, output, text)
     assert output.read_bytes() == (tmp_path / "whole.hb").read_bytes()
     assert set(begun[:-1]).isdisjoint(done) and begun[-1] == done[0]
