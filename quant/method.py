@@ -16,6 +16,8 @@ ACT_ORDERS: tuple[ActOrder, ...] = ("none", "static", "group")
 # Methods that aim at the output of the float model, so that both models must run.
 FLOAT_STREAM = ("gptaq", "best")
 OWN_TEXT = ("best",)
+# Without data, but with a search that takes far longer than writing the weights.
+SLOW = ("hqq", "exhaustive")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ class Chain:
     def is_calibrated(self) -> bool:
         """Whether inputs of the layers must be known: for rounding or for a transform."""
         return self.rounding in CALIBRATED or any(name in NEED_DATA for name in self.transforms)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether a run that was stopped is to find again what it had rounded."""
+        return self.is_calibrated or bool(self.transforms) or self.rounding in SLOW
 
     @property
     def needs_hessian(self) -> bool:

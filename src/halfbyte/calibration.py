@@ -18,7 +18,7 @@ from halfbyte.calibration_data import (
 from halfbyte.errors import HalfbyteError
 from halfbyte.files import atomic_file, sha256
 from halfbyte.ir.model import CALIBRATION_KEY, Model
-from halfbyte.journal import Journal, code_identity, open_journal, text_hash
+from halfbyte.journal import Journal, job_of, open_journal
 from halfbyte.quant.method import MethodOptions
 from halfbyte.quant.transforms import TransformOptions
 
@@ -87,7 +87,7 @@ def work_place(output: Path, chain: Chain, request: CalibrationRequest) -> Itera
         )
     if output.is_dir() and any(output.iterdir()):
         raise HalfbyteError(f"{output}: is a folder with content; name a new file or folder")
-    if request.journal:
+    if request.journal and chain.is_slow:
         with open_journal(output) as journal:
             yield journal
         return
@@ -148,14 +148,8 @@ def calibrated(
     solver = get_solver(machine.device, machine.threads)
     saved, data = _inputs(model, request)
     given = data.facts if saved is None else _facts_of(saved)
-    job = {
-        "source": source,
-        "plan": text_hash([(d.tensor.name, str(d.target), str(d.source)) for d in plan.decisions]),
-        "method": text_hash([chain.name, asdict(request.method), asdict(transforms)]),
-        "data": text_hash(given),
-        "device": text_hash([machine.device, machine.compat]),
-        "code": code_identity(),
-    }
+    method = [chain.name, asdict(request.method), asdict(transforms)]
+    job = job_of(source, plan, method, given, [machine.device, machine.compat])
     weights = place.weights(job)
     if chain.writes_text:
         data = _with_own_text(model, data, saved, request, weights, machine)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +30,12 @@ from halfbyte.converters.format import (
 from halfbyte.converters.gguf.imatrix import is_importance
 from halfbyte.engine import available_threads
 from halfbyte.errors import HalfbyteError
+from halfbyte.files import sha256
 from halfbyte.importance_request import Importance
 from halfbyte.integer_activations import require_inputs, with_declaration, with_integers
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import FilePart
-from halfbyte.journal import Journal, identity
+from halfbyte.journal import Journal, identity, job_of
 from halfbyte.memory import PeakMemory
 from halfbyte.output_request import OutputRequest, chain_of, check_options, write_options
 from halfbyte.stored_ranges import is_measured, with_stored_ranges
@@ -194,7 +195,7 @@ def _planned(
     place: Journal | None,
     progress: ProgressFor | None,
 ) -> _Job:
-    """Read the source, decide on every weight and calibrate; place: where calibrations work."""
+    """Read the source, decide on every weight and calibrate; place: where slow methods work."""
     from halfbyte.quant.calibrated import transformed_model
     from halfbyte.quant.plan import apply_plan, make_plan
     from halfbyte.quant.transforms import TransformOptions
@@ -212,18 +213,18 @@ def _planned(
     if measured and place is not None:
         require_inputs(request.activations.mode, request.calibration)
     _require_complete(model)
-    if place is not None and request.calibration.save_stats:
+    chain = chain_of(request)
+    calibrates = place is not None and chain.is_calibrated
+    if calibrates and request.calibration.save_stats:
         statistics = Path(request.calibration.save_stats)
         _refuse_overwriting(output, statistics, "the output")
         refuse_replacing_data(model, [statistics])
     merged = with_adapters(model, request)
-    chain = chain_of(request)
     given = request.calibration
-    calibrates = place is not None and chain.is_calibrated
     if calibrates and target.name == "onnx":
         _require_no_experts(model)
     transforms = TransformOptions(alpha=given.alpha, seed=given.data.seed)
-    origin = identity(model, request.lora) if calibrates else ""
+    origin = "" if place is None else identity(model, request.lora)
     model, notes = transformed_model(merged.model, chain, transforms)
     type_name: str = request.type
     integers: Mapping[str, str] = {}
@@ -259,8 +260,14 @@ def _planned(
     else:
         if not request.dry_run:
             importance.require(plan, by_weight)
-        method = "rtn" if chain.is_calibrated else chain.rounding
-        planned = apply_plan(model, plan, method, by_weight, request.compat)
+        rounding = "rtn" if chain.is_calibrated else chain.rounding
+        planned = apply_plan(model, plan, rounding, by_weight, request.compat)
+        if place is not None and place.lasting:
+            data = sha256(request.imatrix) if request.imatrix else ""
+            method = [chain.name, asdict(transforms)]
+            job = job_of(origin, plan, method, data, [request.device, request.compat])
+            planned = _kept(model, planned, plan, place.weights(job), threads, progress)
+            notices = (*notices, *place.notices)
     options = write_options(
         source, target.name, flavour, threads, request, plan.file_type, importance.keys()
     )
@@ -284,6 +291,25 @@ def _planned(
         calibration,
         integers,
     )
+
+
+def _kept(
+    model: Model,
+    planned: Model,
+    plan: Plan,
+    folder: Path,
+    threads: int,
+    progress: ProgressFor | None,
+) -> Model:
+    """Return the planned model with rounded weights in files, where an earlier run left some."""
+    from halfbyte.quant.spool import Spool
+
+    decisions = dict(zip(model.weights, plan.decisions, strict=True))
+    by_file = {d.tensor.name: name for name, d in decisions.items() if d.is_search}
+    wanted = {name: (decisions[name].tensor, decisions[name].target) for name in by_file.values()}
+    advance = None if progress is None else progress(len(wanted))
+    found = Spool(folder).kept(wanted, planned.weights.__getitem__, threads, advance)
+    return model.with_weights({**planned.weights, **found})
 
 
 def _gguf_architecture(model: Model) -> str:
@@ -347,6 +373,8 @@ def write(
                 works = chain.is_calibrated or request.activations.is_static
                 if works and not request.dry_run:
                     request.calibration.require(chain)
+                works |= chain.is_slow and request.calibration.journal
+                if works and not request.dry_run:
                     place = stack.enter_context(work_place(output, chain, request.calibration))
                 job = _planned(source, output, request, place, progress)
                 report = _forecast(job) if request.dry_run else _written(job, progress)

@@ -18,12 +18,15 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from halfbyte.errors import HalfbyteError
 from halfbyte.files import atomic_file, sha256
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import FilePart
+
+if TYPE_CHECKING:
+    from halfbyte.quant.plan import Plan
 
 ENDING = ".halfbyte-journal"
 KIND = "halfbyte journal"
@@ -198,6 +201,22 @@ def code_identity() -> str:
         for path in sorted(Path(cpu.__file__).parent.glob("_cpu*.so")):
             digest.update(sha256(path).encode())
     return digest.hexdigest()
+
+
+def job_of(source: str, plan: Plan, method: Any, data: Any, device: Any) -> dict[str, str]:
+    """Return a hash for each thing that rounded weights depend on.
+
+    source: that of what the model was read from. The others: documents that JSON can hold.
+    """
+    decisions = [(d.tensor.name, str(d.target), str(d.source)) for d in plan.decisions]
+    return {
+        "source": source,
+        "plan": text_hash(decisions),
+        "method": text_hash(method),
+        "data": text_hash(data),
+        "device": text_hash(device),
+        "code": code_identity(),
+    }
 
 
 def text_hash(document: Any) -> str:

@@ -141,7 +141,9 @@ def _kept(model: Model, names: list[str], spool: Spool, threads: int) -> Model:
     from halfbyte.ir.tensor import FilePart
 
     weights = dict(model.weights)
-    for name in names:
-        if not all(isinstance(part, FilePart) for part in weights[name].parts.values()):
-            weights[name] = spool.keep(weights[name], threads)
-    return model.with_weights(weights)
+    wanted = {
+        name: (weights[name], weights[name].encoding)
+        for name in names
+        if not all(isinstance(part, FilePart) for part in weights[name].parts.values())
+    }
+    return model.with_weights({**weights, **spool.kept(wanted, weights.__getitem__, threads)})

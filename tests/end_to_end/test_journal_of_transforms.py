@@ -204,3 +204,38 @@ def test_without_a_journal_nothing_is_left(source: Path, text: Path, tmp_path: P
         Calls(patch, SEARCHES - 1)
         quantized(source, tmp_path / "out.hb", text, journal=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("method", "type_name"),
+    [("rotate", "Q4_K_M"), ("hqq", "int4-g32-asym"), ("rotate+exhaustive", "Q4_0")],
+)
+def test_methods_without_data_go_on_too(
+    method: str, type_name: str, source: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"type": type_name, "method": method, "threads": 2, "to": "hb"}
+    plain, output = tmp_path / "plain.hb", tmp_path / "out.hb"
+    halfbyte.quantize(source, plain, journal=False, **given)
+    finish, done = SpoolWriter.finish, []
+
+    def stopping(writer: Any, record: Any) -> Any:
+        done.append(writer)
+        if len(done) == 9:
+            raise Stop
+        return finish(writer, record)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(SpoolWriter, "finish", stopping)
+        halfbyte.quantize(source, output, **given)
+    resumed = halfbyte.quantize(source, output, **given)
+    assert output.read_bytes() == plain.read_bytes()
+    assert any("8 weights are taken over" in line for line in resumed.warnings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.hb", "plain.hb"]
+
+
+def test_plain_rounding_keeps_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SpoolWriter, "finish", None)
+    halfbyte.quantize(source, tmp_path / "out.gguf", type="Q4_0")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
