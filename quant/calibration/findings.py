@@ -81,7 +81,10 @@ class Findings:
         if not self.has(number):
             return None
         try:
-            with np.load(self._path(number), allow_pickle=False) as held:
+            with (
+                self._path(number).open("rb") as stream,
+                np.load(stream, allow_pickle=False) as held,
+            ):
                 index = json.loads(held[INDEX].tobytes())
                 found = [
                     Found(

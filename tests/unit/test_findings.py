@@ -45,7 +45,7 @@ def test_nothing_found_is_something_known(tmp_path: Path) -> None:
     assert held is not None and list(held.found) == [Found()] and held.importance == {}
 
 
-@pytest.mark.parametrize("content", [b"", b"plain"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"plain"])
 def test_damaged_files_are_told(content: bytes, tmp_path: Path) -> None:
     (tmp_path / f"000000{ENDING}").write_bytes(content)
     with pytest.raises(FormatError, match="is damaged"):
