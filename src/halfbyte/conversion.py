@@ -32,7 +32,12 @@ from halfbyte.engine import available_threads
 from halfbyte.errors import HalfbyteError
 from halfbyte.files import sha256
 from halfbyte.importance_request import Importance
-from halfbyte.integer_activations import require_inputs, with_declaration, with_integers
+from halfbyte.integer_activations import (
+    require_inputs,
+    require_plain,
+    with_declaration,
+    with_integers,
+)
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import FilePart
 from halfbyte.journal import Journal, identity, job_of
@@ -196,6 +201,7 @@ def _planned(
     progress: ProgressFor | None,
 ) -> _Job:
     """Read the source, decide on every weight and calibrate; place: where slow methods work."""
+    from halfbyte.converters.hugging_face.checkpoints.schemes import require_alike
     from halfbyte.quant.calibrated import transformed_model
     from halfbyte.quant.plan import apply_plan, make_plan
     from halfbyte.quant.transforms import TransformOptions
@@ -229,6 +235,7 @@ def _planned(
     type_name: str = request.type
     integers: Mapping[str, str] = {}
     if request.activations.is_static and not measured:
+        require_plain(chain, request.activations.mode)
         made = with_integers(model, request.activations, request.calibration, threads)
         model, integers = made.model, made.encodings
         notes, type_name = (*notes, made.note), ""  # what is left float stays so
@@ -248,6 +255,8 @@ def _planned(
             architecture=_gguf_architecture(model),
         ),
     )
+    if flavour and target.name == "hf":
+        require_alike([(d.tensor, d.target) for d in plan.decisions], destination)
     by_weight, notices = importance.matched(plan, _gguf_weight_name)
     calibration = None
     machine = Machine(threads, request.device, request.compat)

@@ -13,6 +13,7 @@ from halfbyte.errors import HalfbyteError, UnsupportedError
 from halfbyte.ir.activation_scheme import ACTIVATIONS, fits_inputs
 from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.model import Model
+from halfbyte.quant.method import NEED_DATA, Chain
 
 MODES = ("none", "int8-static", "int8-dynamic", "fp8", "fp8-static")
 STATIC = ("int8-static", "fp8-static")
@@ -127,6 +128,18 @@ def require_inputs(mode: str, request: CalibrationRequest) -> None:
             f"quantize: --activations {mode} needs inputs to find ranges; give --calib FILE "
             "(.npz, a folder of .npz, images or .wav, or a text for models with a tokenizer)"
         )
+
+
+def require_plain(chain: Chain, mode: str) -> None:
+    """Check that nothing but plain rounding is asked of weights that become integer constants.
+
+    Raises:
+        UnsupportedError: it is.
+    """
+    if chain.rounding != "rtn" or any(name in NEED_DATA for name in chain.transforms):
+        advice = "leave out --method: scales and biases are fitted to the data as it is"
+        what = f"--method {chain.name} with --activations {mode} of no language model"
+        raise UnsupportedError(what, "quantize", advice=advice)
 
 
 def with_integers(

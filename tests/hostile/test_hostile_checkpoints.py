@@ -106,6 +106,7 @@ CASES: list[tuple[str, Change, str]] = [
     ("awq", say(version="gemv"), "the AWQ layout 'gemv' is not supported"),
     (CT, drop("weight_shape"), r"proj\.weight_shape' is missing"),
     (CT, drop("weight_scale"), r"proj\.weight_scale' is missing"),
+    (CT, drop("weight_zero_point"), r"proj\.weight_zero_point' is missing"),
     (CT, put("weight_shape", np.array([OUT, 0])), r"holds \[32, 0\], \[32, inp"),
     (CT, put("weight_shape", np.array([9, IN])), r"holds \[9, 64\], \[32, inp"),
     (CT, put("weight_shape", np.array([OUT])), r"holds \[32\], \[32, inputs\]"),
@@ -148,6 +149,8 @@ CASES: list[tuple[str, Change, str]] = [
     ("plain", put("weight", np.ones((OUT, IN), np.int16)), "weight' is int16"),
     ("plain", put("weight_scale", np.ones((OUT - 1, 1), np.float32)), r"\[32, 1\] was required"),
     ("plain", put("weight_scale", np.ones(OUT - 1, np.float32)), r"\[32\] was required"),
+    ("plain", drop("weight_scale"), r"proj\.weight_scale' is missing, beside codes of int8"),
+    ("plain", weights_say(symmetric=False), r"proj\.weight_zero_point' is missing"),
     ("plain", weights_say(group_size=16), "has 1 groups, group_size 16 of 64 inputs"),
 ]
 

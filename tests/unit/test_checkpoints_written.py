@@ -158,6 +158,18 @@ def test_weights_that_servers_fuse_share_a_scheme(tmp_path: Path, to: str) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["float"]
 
 
+def test_they_are_looked_at_before_calibration(tmp_path: Path) -> None:
+    """Hours of it would be lost; a dry run tells the same."""
+    write_model(decoder(), tmp_path / "float")
+    (tmp_path / "text.txt").write_text("short")
+    settings: dict[str, Any] = {"to": "hf:gptq", "type": "int4-g32", "method": "gptq"}
+    settings |= {"calib": tmp_path / "text.txt", "overrides": [("*v_proj*", "int8-g32")]}
+    for dry_run in (False, True):
+        with pytest.raises(UnsupportedError, match="which servers fuse"):
+            pipeline.quantize(tmp_path / "float", tmp_path / "out", dry_run=dry_run, **settings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["float", "text.txt"]
+
+
 def test_one_group_size_in_awq(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="one group size for all weights"):
         quantized(tmp_path, "hf:awq", "int4-g32", overrides=[("*down_proj*", "int4-g64")])

@@ -37,6 +37,7 @@ from halfbyte.converters.hugging_face.checkpoints.stored_weights import (
     by_module,
     part_of,
     replaced,
+    require_scales,
 )
 from halfbyte.converters.hugging_face.checkpoints.words import (
     ByteWords,
@@ -72,6 +73,7 @@ class CompressedTensors:
                 weight = _weight(StoredWeight(module, held, found), groups.of(module))
                 made[weight.name] = weight
                 gone |= {f"{module}.{ending}": weight.name for ending in held}
+        require_scales(tensors, made, "weight_scale", found)
         carried = carried_activations(tensors, gone, groups, found.settings)
         if carried:
             found.carried[ACTIVATIONS] = carried
@@ -115,7 +117,7 @@ def _packed(stored: StoredWeight, group: Group) -> Tensor:
         parts = {"codes": WordBytes(part_of(words), -(-columns * bits // 8)), **parts}
     else:
         parts = {"codes": RowCodes(part_of(words), bits, columns), **parts}
-    if "weight_zero_point" in stored:
+    if "weight_zero_point" in stored or group.weights.get("symmetric") is False:
         zeros = stored.array("weight_zero_point", ("int32",))
         width = word_count(out, bits) if dense else -(-out // codes_in(bits))
         stored.require_shape("weight_zero_point", (width, groups), "weight_shape and scales")

@@ -69,9 +69,10 @@ def plain_weight(stored: StoredWeight, group: Group) -> Tensor:
     groups, size, scales = row_scales(stored, group, (out, columns))
     parts = {"codes": CodeRows(codes, False, 8, 0x80), "scales": scales}
     zero: Any = "none"
-    if "weight_zero_point" in stored and not group.weights.get("symmetric", False):
-        held = stored.held["weight_zero_point"]
-        zeros = stored.array("weight_zero_point", INTEGERS, len(held.shape))
+    said = group.weights.get("symmetric")
+    if said is False or ("weight_zero_point" in stored and not said):
+        held = stored.held.get("weight_zero_point")
+        zeros = stored.array("weight_zero_point", INTEGERS, 2 if held is None else len(held.shape))
         stored.require_shape("weight_zero_point", stored.held["weight_scale"].shape, "the scales")
         parts["zero_points"] = ZeroRows(zeros, (out, groups), False, np.dtype(np.uint8), 0x80)
         zero = "uint8"

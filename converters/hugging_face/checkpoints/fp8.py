@@ -28,6 +28,7 @@ from halfbyte.converters.hugging_face.checkpoints.stored_weights import (
     StoredWeight,
     by_module,
     replaced,
+    require_scales,
 )
 from halfbyte.errors import UnsupportedError
 from halfbyte.ir.encodings import encoding_from_name
@@ -54,6 +55,7 @@ class Fp8:
             weight = float8_weight(StoredWeight(module, held, found), SCALE, block)
             made[weight.name] = weight
             gone |= {f"{module}.{ending}": weight.name for ending in held}
+        require_scales(tensors, made, SCALE, found)
         return replaced(tensors, made, gone)
 
     def profile(self) -> Profile:

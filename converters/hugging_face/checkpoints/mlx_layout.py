@@ -13,7 +13,7 @@ from halfbyte.converters.hugging_face.checkpoints.checkpoint import (
     StoredArray,
 )
 from halfbyte.converters.hugging_face.checkpoints.part_forms import viewed
-from halfbyte.converters.hugging_face.checkpoints.schemes import module_of, schemes_of
+from halfbyte.converters.hugging_face.checkpoints.schemes import MLX, module_of, schemes_of
 from halfbyte.converters.hugging_face.checkpoints.words import word_count
 from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings import encoding_from_name
@@ -74,8 +74,7 @@ def mlx_form(encoding: Encoding) -> Encoding | None:
 def mlx_layout(tensors: Sequence[Tensor]) -> Layout:
     """Return how MLX stores tensors: general settings are those of most weights."""
     forms = {tensor.name: _restated(tensor) for tensor in tensors if tensor.encoding.is_quantized}
-    # Nothing is fused: every weight may have settings of its own.
-    schemes = schemes_of([tensor.identified(None) for tensor in forms.values()], "hf:mlx")
+    schemes = schemes_of(list(forms.values()), MLX)
     names = {scheme: name for name, scheme in schemes.quantized.items()}
     said = _settings(forms[f"{names[schemes.base]}.weight"].encoding)
     for module in schemes.quantized:

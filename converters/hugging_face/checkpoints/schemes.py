@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from halfbyte.converters.hugging_face.checkpoints.profile import is_linear
@@ -15,6 +15,7 @@ from halfbyte.ir.roles import Role
 from halfbyte.ir.tensor import Tensor
 
 WEIGHT = ".weight"
+MLX = "hf:mlx"
 
 # Weights that servers load as one matrix; experts of a layer are one weight here already.
 _FUSED: dict[Role, str] = {
@@ -86,7 +87,7 @@ def schemes_of(tensors: Sequence[Tensor], where: str) -> Schemes:
         if not tensor.name.endswith(WEIGHT):
             what = f"the name {tensor.name!r} of a quantized weight"
             raise UnsupportedError(what, f"--to {where}", ["names that end with .weight"])
-    _require_alike(tensors, where)
+    require_alike([(tensor, tensor.encoding) for tensor in tensors], where)
     encodings = [tensor.encoding for tensor in quantized.values()]
     found = {name: _scheme(t.encoding, encodings) for name, t in quantized.items()}
     return Schemes(
@@ -120,17 +121,22 @@ def _is_float_layer(tensor: Tensor) -> bool:
     return tensor.kind == "weight" and (router or is_linear(tensor))
 
 
-def _require_alike(tensors: Sequence[Tensor], where: str) -> None:
-    first: dict[tuple[str, int | None], Tensor] = {}
-    for tensor in tensors:
+def require_alike(weights: Iterable[tuple[Tensor, Encoding]], where: str) -> None:
+    """Check that weights which servers fuse get encodings alike; MLX fuses none.
+
+    Raises:
+        UnsupportedError: they do not.
+    """
+    first: dict[tuple[str, int | None], tuple[Tensor, Encoding]] = {}
+    for tensor, encoding in weights if where != MLX else ():
         fused = _FUSED.get(tensor.role) if tensor.role is not None else None
         if fused is None or tensor.kind != "weight":
             continue
-        other = first.setdefault((fused, tensor.layer), tensor)
-        either = tensor.encoding.is_quantized or other.encoding.is_quantized
-        if either and _key(tensor.encoding) != _key(other.encoding):
+        other, beside = first.setdefault((fused, tensor.layer), (tensor, encoding))
+        either = encoding.is_quantized or beside.is_quantized
+        if either and _key(encoding) != _key(beside):
             raise UnsupportedError(
-                f"{other.name!r} as {other.encoding} beside {tensor.name!r} as {tensor.encoding}",
+                f"{other.name!r} as {beside} beside {tensor.name!r} as {encoding}",
                 f"--to {where}",
                 [f"one type for {fused} of a layer, which servers fuse"],
                 "give both the same type with --tensor",

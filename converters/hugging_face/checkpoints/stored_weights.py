@@ -116,6 +116,22 @@ def by_module(
             yield module, held
 
 
+def require_scales(
+    tensors: Mapping[str, Tensor], made: Mapping[str, Tensor], ending: str, found: Quantization
+) -> None:
+    """Check that no weight is left whose one-byte codes have no scales beside them.
+
+    Raises:
+        FormatError: one is.
+    """
+    for name, tensor in tensors.items():
+        module, _, last = name.rpartition(".")
+        dtype = tensor.parts["data"].dtype.name if "data" in tensor.parts else ""
+        if last == "weight" and name not in made and dtype in ("int8", "float8_e4m3fn"):
+            rule = f"is missing, beside codes of {dtype} it was required; {AGAIN}"
+            raise found.error(f"{module}.{ending}", rule)
+
+
 def replaced(
     tensors: Mapping[str, Tensor], made: Mapping[str, Tensor], gone: Mapping[str, str]
 ) -> dict[str, Tensor]:
