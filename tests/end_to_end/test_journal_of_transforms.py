@@ -128,7 +128,7 @@ def test_a_layer_that_is_done_is_not_searched_again(
         quantized(folder, output, text, **given)
     with pytest.MonkeyPatch.context() as patch:
         again = Calls(patch).counts
-        resumed = quantized(folder, output, text, **given)
+        resumed = quantized(folder, output, text, **given, threads=3)
     assert output.read_bytes() == plain.read_bytes()
     done = once["statistics"] - again["statistics"]
     assert 0 < done < once["statistics"]
