@@ -19,6 +19,8 @@ from halfbyte.quant.calibration.batches import TOKEN_IDS, Batches
 from halfbyte.quant.calibration.own_text import text_tokens
 from halfbyte.runtime.session import index_limits
 
+STREAM = 1  # own_text.py draws from the seed alone
+
 
 def with_random_tokens(
     batches: Batches,
@@ -29,15 +31,14 @@ def with_random_tokens(
 ) -> Batches:
     """Return the batches and `sequences` more, whose tokens but the first are random ones.
 
-    Tokens are drawn alike from those that stand
-    for text; without a tokenizer from all. Batches of other models than language models come back
-    as they are.
+    Tokens are drawn alike from those that stand for text; without a tokenizer from all. Batches of
+    other models than language models come back as they are.
     """
     rows = index_limits(graph).get(TOKEN_IDS)
     if rows is None or any(TOKEN_IDS not in run for run in batches.runs):
         return batches
     pool = text_tokens(rows, tokenizer)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng((seed, STREAM))
     left = sequences
     runs, masks = [], []
     for run, mask in cycle(zip(batches.runs, batches.masks, strict=True)):
