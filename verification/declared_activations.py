@@ -118,13 +118,13 @@ def with_declared(model: Model, scales: Mapping[str, float] | None = None) -> Mo
 
 
 def round_inputs(graph: Graph, kind: str, scale_of: Callable[[Value], float] | None = None) -> int:
-    """Round what meets quantized weights of `kind`, in place; return the number of values.
+    """Round what meets quantized weights of `kind`, in place; return how often.
 
     scale_of: the stored scale of what meets a weight; None for one of each row. Where weights that
     read one value have several, the largest counts: servers load such weights as one.
     """
     met = _met(graph, kind)
-    for x, nodes in met.items():
+    for (x, _), nodes in met.items():
         stored = None
         if scale_of is not None:
             stored = max(scale_of(weight) for node in nodes if (weight := node.inputs[1]))
@@ -134,9 +134,12 @@ def round_inputs(graph: Graph, kind: str, scale_of: Callable[[Value], float] | N
     return len(met)
 
 
-def _met(graph: Graph, kind: str) -> dict[Value, list[Node]]:
-    """Return the nodes with quantized weights of `kind` by the value that they read."""
-    found: dict[Value, list[Node]] = {}
+def _met(graph: Graph, kind: str) -> dict[tuple[Value, str], list[Node]]:
+    """Return the nodes with quantized weights of `kind` by what they read and their operator.
+
+    Servers round for the experts of a layer apart from what else reads the same value.
+    """
+    found: dict[tuple[Value, str], list[Node]] = {}
     for node in graph.nodes:
         if node.domain != HALFBYTE_DOMAIN or node.op not in LINEARS:
             continue
@@ -144,7 +147,7 @@ def _met(graph: Graph, kind: str) -> dict[Value, list[Node]]:
         if x is None or weight is None or weight.constant is None:
             continue
         if is_rounded(weight.constant.encoding, kind):
-            found.setdefault(x, []).append(node)
+            found.setdefault((x, node.op), []).append(node)
     return found
 
 
@@ -194,7 +197,7 @@ def _rounded(graph: Graph, x: Value, kind: str, before: Node, stored: float | No
     if stored is None:
         scale = by_row()
     else:
-        scale = constant(f"{x.name}.scale", np.array(stored, np.float32))
+        scale = constant(f"{x.name}.{before.op}.scale", np.array(stored, np.float32))
     ratio = add("Div", x, scale)
     if kind == "int":
         ends = (constant(name, np.array(end, np.float32)) for name, end in INT8.items())

@@ -1,24 +1,29 @@
 """Ranges of what linear layers read, for outputs that store one for each layer.
 
 The model runs piece by piece over all batches, its activations float and its weights as they will
-be stored. Weights that read one value have one range.
+be stored. Weights that read one value have one range. Where errors decide about it, those of a
+column count by the squares of the weights that they are multiplied with: it is the error of the
+layer's output that is to be small. So nothing changes when scales move between values and weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from halfbyte.errors import QuantizationError, UnsupportedError
 from halfbyte.ir.model import Model
+from halfbyte.ir.tensor import Tensor
 from halfbyte.quant.calibration.activations import ActivationStore
 from halfbyte.quant.calibration.batches import Batches, completed
 from halfbyte.quant.calibration.gather import constant_names
 from halfbyte.quant.calibration.pieces import Site, cut
 from halfbyte.quant.calibration.ranges import (
+    BY_ERROR,
     METHODS,
     OF_INTEGERS,
     Observed,
@@ -29,6 +34,7 @@ from halfbyte.quant.calibration.ranges import (
 from halfbyte.quant.calibration.streams import SiteRows, Stream
 
 REACH = {"int": 127.0, "float": 448.0}
+MOST = 1 << 20  # how often a column counts at most
 Range = tuple[float, float]
 ProgressFor = Callable[[int], Callable[[int], None] | None]
 
@@ -98,17 +104,31 @@ def input_ranges(
         for piece in whole.pieces:
             stream.advance(piece, advance)
             for site in piece.sites:
-                ends = _range(site, stream, options.rule)
+                columns = None
+                if options.rule.method in BY_ERROR:
+                    columns = column_counts([whole.graph.constants[n] for n in site.weights])
+                ends = _range(site, stream, options.rule, columns)
                 found |= {wanted[name]: ends for name in site.weights}
             stream.release(piece)
     return found
 
 
-def _range(site: Site, stream: Stream, rule: Rule) -> Range:
+def column_counts(weights: Sequence[Tensor]) -> NDArray[np.int64]:
+    """Return how often each column of what weights read counts: by the squares of its weights."""
+    sums = np.zeros(weights[0].columns)
+    for tensor in weights:
+        for span in tensor.row_ranges():
+            values = tensor.float32(*span).astype(np.float64)
+            sums += np.einsum("ij,ij->j", values, values)
+    share = sums / (sums.max() or 1.0)
+    return np.maximum(np.rint(share * MOST), 1).astype(np.int64)
+
+
+def _range(site: Site, stream: Stream, rule: Rule, columns: NDArray[np.int64] | None) -> Range:
     rows, seen = SiteRows(site, stream), Observed()
     for number in range(len(stream.batches.runs)):
         try:
-            seen.add(rows.sample(number))
+            seen.add(rows.sample(number), columns)
         except ValueError as error:
             found = f"its inputs have {error} on the calibration data"
             raise QuantizationError(site.weights[0], f"{found}; check model and data") from None

@@ -25,6 +25,7 @@ COARSE, FINE, ROUNDS = 12, 9, 3
 SMALLEST_FRACTION = 0.05
 E4M3, LARGEST_E4M3 = np.dtype(ml_dtypes.float8_e4m3fn), 448.0
 OF_INTEGERS = ("entropy",)
+BY_ERROR = ("mse",)  # for which a value counts by what becomes of its error
 
 Floats = NDArray[np.float64]
 
@@ -52,15 +53,15 @@ class Observed:
     histogram: Histogram = field(default_factory=Histogram)
     average: tuple[float, float] | None = None
 
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Take the values of one sample.
+    def add(self, values: NDArray[np.float32], columns: NDArray[np.int64] | None = None) -> None:
+        """Take the values of one sample; columns: as for `Histogram.add`.
 
         Raises:
             ValueError: one is NaN or infinite.
         """
         if not values.size:
             return
-        self.histogram.add(values)
+        self.histogram.add(values, columns)
         low, high = float(values.min()), float(values.max())
         if self.average is not None:
             old_low, old_high = self.average

@@ -195,3 +195,19 @@ def test_shared_and_degenerate_ranges(method: str) -> None:
 def test_an_unknown_method_names_the_known_ones() -> None:
     with pytest.raises(UnsupportedError, match="minmax, average, percentile, entropy, mse"):
         chosen_range([observed(values("normal"))], Rule("best"))
+
+
+def test_columns_count_as_often_as_they_are_told() -> None:
+    parts = [values("tails", 60).reshape(-1, 4), values("normal", 12).reshape(-1, 4) * 30]
+    often = np.array([3, 1, 0, 1 << 20], np.int64)
+    counted, repeated = Histogram(), Histogram()
+    for part in parts:
+        counted.add(part, often)
+        repeated.add(part[:, :0], None)
+    for part in reversed(parts):
+        repeated.add(part)
+    edges = counted.edges
+    assert (counted.low, counted.high) == (repeated.low, repeated.high)
+    whole = np.concatenate(parts).astype(np.float64)
+    expected, _ = np.histogram(whole, edges, weights=np.broadcast_to(often, whole.shape))
+    assert np.array_equal(counted.counts, expected.astype(np.int64))

@@ -16,6 +16,7 @@ from halfbyte.ir.tensor import tensor_from_array
 from halfbyte.quant.calibration.batches import Batches
 from halfbyte.quant.calibration.input_ranges import (
     RangeOptions,
+    column_counts,
     input_ranges,
     scale_of,
     symmetric_rule,
@@ -144,6 +145,27 @@ def test_other_methods_stay_inside_the_whole_range(method: str) -> None:
     given = batches()
     whole, cut = (scales(given, method=name) for name in ("minmax", method))
     assert all(0 < cut[name] <= whole[name] for name in READ)
+
+
+def test_errors_count_by_what_becomes_of_them() -> None:
+    kind = "int"
+    weight = RNG.standard_normal((64, 8)) * np.array([1, 1, 1, 1, 1, 1, 1, 1e-3])
+    x = RNG.standard_t(3, (4000, 8)) * np.array([1, 1, 1, 1, 1, 1, 1, 40])
+    values, columns = x.astype(np.float32), [tensor_from_array("w", weight.astype(np.float32))]
+    counts = column_counts(columns)
+    norms = (weight.astype(np.float32).astype(np.float64) ** 2).sum(0)
+    np.testing.assert_allclose(counts / counts.max(), np.maximum(norms / norms.max(), 2**-20),
+                               atol=2**-20)  # fmt: skip
+    seen, plain = Observed(), Observed()
+    seen.add(values, counts)
+    plain.add(values)
+
+    def error(observed: Observed) -> float:
+        ends = chosen_range([observed], symmetric_rule("mse", kind))
+        wide = values.astype(np.float64)
+        return float(np.mean(((rounded(wide, scale_of(ends, kind), kind) - wide) @ weight.T) ** 2))
+
+    assert error(seen) < 0.5 * error(plain)
 
 
 def test_inputs_of_zero_have_a_scale() -> None:
