@@ -121,7 +121,8 @@ def column_counts(weights: Sequence[Tensor]) -> NDArray[np.int64]:
             values = tensor.float32(*span).astype(np.float64)
             sums += np.einsum("ij,ij->j", values, values)
     share = sums / (sums.max() or 1.0)
-    return np.maximum(np.rint(share * MOST), 1).astype(np.int64)
+    counts: NDArray[np.int64] = np.maximum(np.rint(share * MOST), 1).astype(np.int64)
+    return counts
 
 
 def _range(site: Site, stream: Stream, rule: Rule, columns: NDArray[np.int64] | None) -> Range:
