@@ -117,17 +117,16 @@ def parse_method(text: str) -> Chain:
         if not name and len(names) > 1:
             given = "+".join(filter(None, names))
             empty = f"method {text!r} with an empty place"
-            raise UnsupportedError(
-                empty, "quantize", [given] if given else [*rounding, *TRANSFORMS]
-            )
+            raise UnsupportedError(empty, "quantize", [given] if given else [], _ADVICE)
         if name not in TRANSFORMS and name not in rounding:
-            raise UnsupportedError(f"method {name!r}", "quantize", _nearest(name))
+            raise UnsupportedError(f"method {name!r}", "quantize", _near(name), _ADVICE)
     *transforms, last = names
     if last in TRANSFORMS:
         transforms, last = names, "rtn"
     for name in transforms:
         if name not in TRANSFORMS:
-            found = f"method {text!r}: {name!r} rounds, nothing can follow it; method {text!r}"
+            after = names[names.index(name) + 1]
+            found = f"method {text!r}, where {after!r} follows {name!r}, which rounds,"
             raise UnsupportedError(found, "quantize", _reordered(names))
     if len(set(transforms)) != len(transforms):
         twice = next(name for name in transforms if transforms.count(name) > 1)
@@ -143,6 +142,12 @@ def _reordered(names: Iterable[str]) -> list[str]:
     return ["+".join([*transforms, name]) for name in listed if name not in TRANSFORMS]
 
 
-def _nearest(name: str) -> list[str]:
+_ADVICE = (
+    f"a method is one of {', '.join([*ALGORITHMS, *CALIBRATED])}, after any of "
+    f"{', '.join(TRANSFORMS)}: awq+gptq"
+)
+
+
+def _near(name: str) -> list[str]:
     known = [*ALGORITHMS, *CALIBRATED, *TRANSFORMS]
-    return difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+    return difflib.get_close_matches(name, known, n=3, cutoff=0.5)

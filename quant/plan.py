@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte.errors import QuantizationError, UnsupportedError
+from halfbyte.errors import QuantizationError, UnsupportedError, and_others
 from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.ir.encodings.dense import Dense
 from halfbyte.ir.encodings.encoding import Encoding
@@ -188,10 +188,7 @@ class _Planner:
     @property
     def notices(self) -> tuple[str, ...]:
         """Return the warnings, alike ones as one."""
-        alike = [
-            f"{names[0]}{f' and {len(names) - 1} others' if len(names) > 1 else ''}: {what}"
-            for what, names in self.fallbacks.items()
-        ]
+        alike = [f"{names[0]}{and_others(names)}: {what}" for what, names in self.fallbacks.items()]
         return (*self.warnings, *alike)
 
     @property

@@ -289,7 +289,7 @@ def _choose(
     if "default" in named:
         return "default", named["default"]
     known = f"; named templates: {', '.join(sorted(named)[:5])}" if named else ""
-    raise HalfbyteError(f"tokenizer: it has no chat template{known}; give the prompt as text")
+    raise HalfbyteError(f"tokenizer: it has no chat template{known}; give plain text")
 
 
 def _special_tokens(tokenizer: Tokenizer) -> dict[str, Any]:

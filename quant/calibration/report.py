@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from halfbyte.quant.algorithms import CALIBRATED
+
 
 @dataclass(frozen=True)
 class WeightReport:
@@ -55,7 +57,11 @@ class CalibrationReport:
         ratio = self.error_ratio
         told = "" if ratio is None else f", output error {100 * ratio:.0f} % of plain rounding's"
         solved = sum(weight.error is not None for weight in self.weights)
-        return f"{self.method} on {self.samples} samples: {solved} weights{told}"
+        count = f"{self.samples} {'sample' if self.samples == 1 else 'samples'}"
+        weights = f"{solved} {'weight' if solved == 1 else 'weights'}{told}"
+        rounding = self.method.rpartition("+")[2]
+        # A chain that rounds plainly measures no errors.
+        return f"{self.method} on {count}" + (f": {weights}" if rounding in CALIBRATED else "")
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable form."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from halfbyte.errors import and_others
 from halfbyte.ir.encodings.affine import Affine
 from halfbyte.ir.encodings.encoding import Encoding
 from halfbyte.ir.encodings.transcode import transcode
@@ -377,15 +378,13 @@ class Walk:
         for x, reason in self.left.items():
             reasons.setdefault(reason, []).append(x)
         for reason, inputs in reasons.items():
-            more = f" and {len(inputs) - 1} others" if len(inputs) > 1 else ""
-            self.warnings.append(f"no factors on {inputs[0]}{more}: {reason}")
+            self.warnings.append(f"no factors on {inputs[0]}{and_others(inputs)}: {reason}")
         noted: dict[str, list[str]] = {}
         for report in order:
             if report.note and report.method == self.chain.rounding:
                 noted.setdefault(report.note, []).append(report.name)
         for note, names in noted.items():
-            more = f" and {len(names) - 1} others" if len(names) > 1 else ""
-            self.warnings.append(f"{names[0]}{more}: {note}")
+            self.warnings.append(f"{names[0]}{and_others(names)}: {note}")
         samples = 0 if self.batches is None else self.batches.samples
         if self.saved is not None:
             samples = self.saved.samples

@@ -36,9 +36,8 @@ class Stream:
 
 def refuse(reason: str) -> UnsupportedError:
     """Return the error for a graph whose function would change."""
-    return UnsupportedError(
-        f"rotation of a model where {reason}", WHERE, advice="leave `rotate` out of the method"
-    )
+    advice = f"{reason}; leave `rotate` out of the method"
+    return UnsupportedError("rotation of this model", WHERE, advice=advice)
 
 
 def find_stream(graph: Graph) -> Stream:

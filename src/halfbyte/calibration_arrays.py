@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from halfbyte.array_files import read_inputs
 from halfbyte.errors import FormatError, HalfbyteError
+from halfbyte.ir.dtypes import FLOATING
 from halfbyte.ir.graph import Graph, Value
 
 RUN_SAMPLES = 8
@@ -55,13 +56,18 @@ def check_input(path: Path, value: Value, array: Array) -> None:
     if wanted is not None and not _fits(wanted, array.shape):
         shown = "x".join("?" if not isinstance(n, int) or n < 0 else str(n) for n in wanted)
         found = "x".join(map(str, array.shape)) or "a single number"
-        raise FormatError(path, f"{where} is {found}, {shown or 'a single number'} was required")
+        # Samples stand one after the other where the first axis has a length of its own.
+        if wanted and isinstance(wanted[0], int) and wanted[0] > 0:
+            shown += " (or several along the first axis)"
+        rule = f"{where} is {found}, {shown or 'a single number'} was required"
+        raise FormatError(path, rule)
     if not array.size:
         raise FormatError(path, f"{where} is empty, at least one sample is required")
     if array.dtype.kind in "fc" and not np.isfinite(array).all():
         raise FormatError(path, f"{where} holds NaN or infinities; leave such samples out")
     is_text = (value.dtype or "").endswith("string")
-    if (array.dtype.kind in "OSU") != is_text:
+    number_of_another_kind = value.dtype in FLOATING and array.dtype.kind in "iub"
+    if (array.dtype.kind in "OSU") != is_text or number_of_another_kind:
         raise FormatError(path, f"{where} holds {array.dtype}, {value.dtype} was required")
 
 

@@ -129,7 +129,9 @@ def _folder(given: str, path: Path) -> _Source:
     found = sorted(f for f in path.iterdir() if f.is_file() and f.suffix.lower() in known)
     kinds = sorted({_kind(file) for file in found})
     if len(kinds) != 1:
-        what = f"holds {' and '.join(kinds)}" if kinds else "holds no data that can be read"
+        first = [next(file.name for file in found if _kind(file) == kind) for kind in kinds]
+        each = [f"{kind} ({name})" for kind, name in zip(kinds, first, strict=True)]
+        what = f"holds {' and '.join(each)}" if kinds else "holds no data that can be read"
         raise HalfbyteError(
             f"{path}: {what}, one kind of files was required: .npz, images, .wav, or .txt and "
             ".jsonl"

@@ -59,7 +59,7 @@ def file_documents(path: Path) -> list[Document]:
         )
     raw = path.read_bytes()
     if path.suffix.lower() in LINES:
-        return list(_lines(path, raw))
+        return list(_lines(path, raw)) or [Document(where=str(path))]
     return [Document(_decoded(path, raw), where=str(path))]
 
 

@@ -7,12 +7,19 @@ Every error a user can cause derives from `HalfbyteError` and reads
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_GATE = 3
 EXIT_INTERRUPTED = 130
+
+
+def and_others(names: Sequence[str]) -> str:
+    """Return what follows the first of several names in a message: nothing, ` and 2 others`."""
+    more = len(names) - 1
+    return f" and {more} {'other' if more == 1 else 'others'}" if more > 0 else ""
 
 
 class HalfbyteError(Exception):

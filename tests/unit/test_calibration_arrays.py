@@ -66,6 +66,9 @@ def test_fixed_first_axes_and_several_inputs(tmp_path: Path) -> None:
     assert np.array_equal(runs[1]["a"], a[2:4]) and np.array_equal(runs[1]["b"], b[1:2])
     np.savez(tmp_path / "x.npz", a=a[:2], b=b[:1, :5])
     np.savez(tmp_path / "y.npz", a=a[2:4], b=b[1:2])
+    np.savez(tmp_path / "z.npz", a=arrays(3, 2, 3), b=b)
+    with pytest.raises(FormatError, match=r"3x2x3, 2x3 \(or several along the first axis\) was"):
+        read(model, tmp_path / "z.npz")
     mixed = read(model, tmp_path / "x.npz", tmp_path / "y.npz").batches.runs
     assert [r["b"].shape for r in mixed] == [(1, 5), (1, 7)]
 
@@ -90,6 +93,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "infinite": ({"image": np.full((1, 3, 4, 4), np.inf)}, "holds NaN or infinities"),
     "empty": ({"image": arrays(0, 3, 4, 4)}, "is empty"),
     "text": ({"image": np.full((1, 3, 4, 4), "a")}, "float32 was required"),
+    "integers": ({"image": arrays(1, 3, 4, 4).astype(int)}, "holds int64, float32 was required"),
     "none": ({}, "holds no array"),
     "objects": ({"image": np.array([{}], object)}, "it holds Python objects"),
 }
@@ -112,7 +116,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(HalfbyteError, match="some files hold a, others b"):
         read(model, tmp_path)
     (tmp_path / "z.txt").write_text("text")
-    with pytest.raises(HalfbyteError, match="holds arrays and texts, one kind"):
+    with pytest.raises(HalfbyteError, match=r"arrays \(x.npz\) and texts \(z.txt\), one kind"):
         read(model, tmp_path)
     with pytest.raises(HalfbyteError, match="arrays and texts were given together"):
         read(model, tmp_path / "x.npz", tmp_path / "z.txt")

@@ -78,6 +78,9 @@ def test_texts_that_are_too_short_are_told(model: Model, tmp_path: Path) -> None
     text.write_text("a b")
     with pytest.raises(HalfbyteError, match=r"text.txt: its text is shorter than one sequence"):
         read(model, text)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(HalfbyteError, match=r"empty.jsonl: its text is shorter than one sequence"):
+        read(model, tmp_path / "empty.jsonl")
     limit = model.config["max_position_embeddings"]
     text.write_text(WORDS * 99)
     long = read(model, text, length=limit + 1)

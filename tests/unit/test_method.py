@@ -36,13 +36,14 @@ def test_what_a_chain_needs() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("gtpq", "'gtpq'.*gptq"),
+        ("gtpq", "'gtpq' is not supported; supported: gptq"),
+        ("foo", "'foo' is not supported; a method is one of rtn, .*best, after .*awq, .*rotate"),
         ("", "''"),
         ("awq++gptq", r"empty place.*awq\+gptq"),
         ("awq+", r"'awq\+' with an empty place.*supported: awq"),
-        ("+", r"'\+' with an empty place is not supported; supported: rtn"),
-        ("gptq+awq", r"'gptq' rounds, nothing can follow.*awq\+gptq"),
-        ("gptq+rtn", r"'gptq' rounds, nothing can follow.*gptq, rtn"),
+        ("+", r"'\+' with an empty place is not supported; a method is one of rtn"),
+        ("gptq+awq", r"'awq' follows 'gptq', which rounds, is not .*awq\+gptq"),
+        ("gptq+rtn", r"'rtn' follows 'gptq', which rounds, is not .*gptq, rtn"),
         ("awq+awq+gptq", r"'awq' twice.*awq\+gptq"),
     ],
 )

@@ -89,7 +89,7 @@ def test_template_names_and_tools() -> None:
 def test_no_template() -> None:
     with pytest.raises(HalfbyteError) as error:
         apply_chat_template(with_template(None), MESSAGES)
-    message = "tokenizer: it has no chat template; give the prompt as text"
+    message = "tokenizer: it has no chat template; give plain text"
     assert str(error.value) == message
     with pytest.raises(HalfbyteError, match="named templates: rag; give"):
         apply_chat_template(with_template(None, rag="x"), MESSAGES)
