@@ -181,3 +181,26 @@ def test_other_models_are_calibrated_on_arrays(tmp_path: Path, cli: Any, fails: 
     assert found["calibration"]["samples"] == 20
     line = fails("quantize", tmp_path / "net.onnx", tmp_path / "o.onnx", *kind, "--calib-random", 4)
     assert "--calib-random: the model takes no token ids" in line
+
+
+@pytest.mark.parametrize("device", ["cuda", "metal"])
+def test_other_devices_are_refused_before_anything_runs(
+    device: str, folder: Path, tmp_path: Path, fails: Any
+) -> None:
+    data = ("--calib", folder / "text.txt", *FEW, "--device", device)
+    told = fails("quantize", folder / "llama", tmp_path / "a.gguf", *GPTQ, *data)
+    assert f"device '{device}' is not available" in told and "use --device cpu" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_first_tokens_are_left_out_and_it_is_recorded(
+    folder: Path, tmp_path: Path, cli: Any
+) -> None:
+    data = ("--calib", folder / "text.txt", *FEW)
+    tokens = []
+    for name, more in (("all.gguf", ()), ("rest.gguf", ("--calib-skip-first",))):
+        command = ("quantize", folder / "llama", tmp_path / name, *GPTQ, *data, *more, "--json")
+        weights = cli(*command).json()["calibration"]["weights"]
+        tokens.append({weight["tokens"] for weight in weights if weight["method"] == "gptq"})
+        assert record_of(tmp_path / name)["data"]["skip_first"] is bool(more)
+    assert tokens == [{6 * 32}, {6 * 31}]
