@@ -158,9 +158,8 @@ def calibration_options() -> Decorator:
         ),
         click.option(
             "--group-search/--no-group-search",
-            default=True,
-            show_default=True,
-            help="Look for better ranges of a group than the plain one.",
+            default=None,
+            help="Look for better ranges of affine groups than the plain ones; best does.",
         ),
         click.option(
             "--true-sequential/--no-true-sequential",

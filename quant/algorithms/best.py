@@ -47,5 +47,6 @@ def solve(
         if problem is not None and problem.shift is not None:
             aimed = gptq.target_of(weight, problem, solver)
             weight = aimed[:, np.argsort(problem.order)]  # an encoding may sort its columns
-    refined = replace(options, refine=max(options.refine, REFINE))
+    searches = options.group_search is not False
+    refined = replace(options, refine=max(options.refine, REFINE), group_search=searches)
     return gptq.solve(weight, encoding, statistics, refined, solver)

@@ -134,7 +134,7 @@ def quantize(
     refine: int = MethodOptions.refine,
     trials: bool = True,
     tail_damping: bool = True,
-    group_search: bool = True,
+    group_search: bool | None = None,
     true_sequential: bool = True,
     smoothquant_alpha: float = 0.5,
     activation_limit_bytes: int = ACTIVATION_LIMIT_BYTES,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from halfbyte.errors import QuantizationError
 from halfbyte.ir.encodings import encoding_from_name
 from halfbyte.kernels import cpu
-from halfbyte.quant.algorithms import gptq
+from halfbyte.quant.algorithms import best, gptq
 from halfbyte.quant.algorithms.gptq import solve, solve_asymmetric
 from halfbyte.quant.algorithms.gptq_problem import prepare
 from halfbyte.quant.calibration.statistics import InputStatistics
@@ -84,6 +84,25 @@ def test_columns_without_input_are_rounded_to_nearest() -> None:
     solved = solve(weight, encoding, statistics_of(x), options, get_solver())
     plain = encoding.decode(encoding.encode(weight), 64)
     np.testing.assert_array_equal(encoding.decode(solved.parts, 64)[:, 32:], plain[:, 32:])
+
+
+@pytest.mark.parametrize("name", ["int4-g32", "int3-g32-asym"])
+def test_only_best_searches_ranges_unless_asked(name: str) -> None:
+    encoding, weight, statistics = (
+        encoding_from_name(name),
+        weights(6, 64),
+        statistics_of(inputs(300, 64)),
+    )
+    found = {
+        (algorithm, asked): encoding.decode(
+            algorithm(weight, encoding, statistics, options, get_solver()).parts, 64
+        ).tobytes()
+        for algorithm in (solve, best.solve)
+        for asked in (None, False, True)
+        for options in [MethodOptions(group_search=asked)]
+    }
+    assert found[solve, None] == found[solve, False] != found[solve, True]
+    assert found[best.solve, None] == found[best.solve, True] != found[best.solve, False]
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "int4-g32", "IQ2_XXS"])
