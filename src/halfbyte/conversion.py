@@ -227,7 +227,7 @@ def _planned(
         refuse_replacing_data(model, [statistics])
     merged = with_adapters(model, request)
     given = request.calibration
-    if calibrates and target.name == "onnx":
+    if (calibrates or measured) and target.name == "onnx":
         _require_no_experts(model)
     transforms = TransformOptions(alpha=given.alpha, seed=given.data.seed)
     origin = "" if place is None else identity(model, request.lora)

@@ -136,3 +136,9 @@ def test_refusals(
         given += ["--calib-samples", 2, "--calib-length", 16]
     assert said in fails("quantize", sources["plain"], tmp_path / "out.onnx", *given)
     assert not list(tmp_path.iterdir())
+
+
+def test_experts_are_refused(text: Path, tmp_path: Path, fails: Any) -> None:
+    source = write_model(tiny_model("mixtral", 1, num_local_experts=2, **SIZES), tmp_path / "moe")
+    said = fails("quantize", source, tmp_path / "m.onnx", *STATIC, "--calib", text)
+    assert "the mixture of experts over" in said
