@@ -138,7 +138,7 @@ def require_plain(chain: Chain, mode: str) -> None:
     """
     if chain.rounding != "rtn" or any(name in NEED_DATA for name in chain.transforms):
         advice = "leave out --method: scales and biases are fitted to the data as it is"
-        what = f"--method {chain.name} with --activations {mode} of no language model"
+        what = f"--method {chain.name} with --activations {mode} of a graph without a cache"
         raise UnsupportedError(what, "quantize", advice=advice)
 
 

@@ -43,7 +43,7 @@ REFUSED = {
     "text": ([*STATIC, "--calib", "@text.txt"], "is a text, the model takes image"),
     "keep": ([*STATIC, "--calib", "@good.npz", "--keep-float", "x*"], "--keep-float 'x*'"),
     "method": ([*STATIC, "--calib", "@good.npz", "--method", "smoothquant"],
-               "smoothquant+rtn with --activations int8-static of no language model"),
+               "smoothquant+rtn with --activations int8-static of a graph without a cache"),
     "type": (["--type", "int4", *STATIC[2:], "--calib", "@good.npz"], "give --type int8"),
     "format": ([*STATIC, "--calib", "@good.npz", "--to", "hb"], "compressed-tensors or onnx"),
     "dynamic keep": (["--type", "int8", "--activations", "int8-dynamic", "--keep-float", "Conv"],
