@@ -147,8 +147,8 @@ class IQBlock(GgmlBlock):
         if self.NEEDS_IMPORTANCE and importance is None:
             raise QuantizationError(
                 UNNAMED,
-                f"{self.name} needs the importance of each column, and none was given; "
-                "pass an importance matrix (--imatrix)",
+                f"{self.name} needs the importance of each column, which is not known; give "
+                "--imatrix FILE that has it, or this weight another type with --tensor",
             )
         if rows.size and max(rows.max(), -rows.min()) > LARGEST:
             raise self._beyond_half()

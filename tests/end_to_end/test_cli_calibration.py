@@ -204,3 +204,16 @@ def test_first_tokens_are_left_out_and_it_is_recorded(
         tokens.append({weight["tokens"] for weight in weights if weight["method"] == "gptq"})
         assert record_of(tmp_path / name)["data"]["skip_first"] is bool(more)
     assert tokens == [{6 * 32}, {6 * 31}]
+
+
+def test_tables_have_no_inputs_to_take_importance_from(
+    tmp_path: Path, folder: Path, fails: Any
+) -> None:
+    wide = {"hidden_size": 256, "intermediate_size": 256}
+    write_model(tiny_model("llama", 3, **wide), tmp_path / "wide")
+    data = ("--method", "gptq", "--calib", folder / "text.txt", *FEW)
+    told = fails(
+        "quantize", tmp_path / "wide", tmp_path / "a.gguf", "--type", "IQ2_XXS", "--pure", *data
+    )
+    assert "embed_tokens" in told and "this weight another type with --tensor" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["wide"]
