@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from halfbyte.cli.options import Decorator, byte_size, section
-from halfbyte.quant.method import ACT_ORDERS, MethodOptions
+from halfbyte.quant.method import ACT_ORDERS, Chain, MethodOptions
+
+# Options that only methods with a hessian read.
+OF_ROUNDING = (
+    *("damping", "act_order", "static_groups", "refine", "trials", "tail_damping"),
+    *("group_search", "true_sequential"),
+)
 
 
 def _image_size(
@@ -198,7 +205,7 @@ def calibration_options() -> Decorator:
 
 
 def check_calibration(options: dict[str, Any]) -> None:
-    """Refuse data where none is of use, and its absence where it is.
+    """Refuse data and options where they are of no use, and the absence of data where it is.
 
     Raises:
         click.UsageError: so it is.
@@ -221,3 +228,20 @@ def check_calibration(options: dict[str, Any]) -> None:
         raise click.UsageError(
             f"{what}: --method {options['method']} takes no data; give e.g. --method gptq"
         )
+    _require_used(chain)
+
+
+def _require_used(chain: Chain) -> None:
+    """Check that the method reads the options that were given for methods."""
+    context = click.get_current_context()
+    instead = {} if chain.needs_hessian else dict.fromkeys(OF_ROUNDING, "gptq")
+    if "smoothquant" not in chain.transforms:
+        instead["smoothquant_alpha"] = f"smoothquant+{chain.rounding}"
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name in instead:
+            spelled = "/".join([*option.opts, *option.secondary_opts])
+            raise click.UsageError(
+                f"{spelled}: --method {chain.name} does not read it; give e.g. "
+                f"--method {instead[option.name]}"
+            )

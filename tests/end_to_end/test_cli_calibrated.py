@@ -154,3 +154,27 @@ def test_experts_are_refused_for_onnx_before_the_model_runs(
     line = fails("quantize", sources["mixtral"], tmp_path / "out.onnx", *options)
     assert "the mixture of experts over" in line and "write gguf, hb, hf" in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--damping", "0.1"), "--damping: --method rtn does not read it; give e.g. --method gptq"),
+        (("--method", "awq", "--no-trials"), "--trials/--no-trials: --method awq+rtn does not"),
+        (("--method", "hqq", "--act-order", "none"), "--act-order: --method hqq does not read it"),
+        (("--method", "gptq", "--smoothquant-alpha", "0.5"), "give e.g. --method smoothquant+gptq"),
+    ],
+)
+def test_options_that_the_method_does_not_read_are_refused(
+    given: tuple[str, ...],
+    said: str,
+    sources: dict[str, Path],
+    text: Path,
+    tmp_path: Path,
+    cli: Any,
+) -> None:
+    data = ("--calib", text) if {"awq", "gptq"} & {*given} else ()
+    target = tmp_path / "out.hb"
+    found = cli("quantize", sources["hf"], target, "--type", "int4-g32", *given, *data)
+    assert found.code == 2 and said in " ".join(found.err.split())
+    assert not target.exists()
