@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import sys
 import time
@@ -72,6 +73,7 @@ def auto_round(options: argparse.Namespace, rows: list[list[int]]) -> None:
 
 def gptqmodel(options: argparse.Namespace, rows: list[list[int]]) -> None:
     """Run GPTQModel's GPTQ."""
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # fewer, as on two cores, are an error
     from gptqmodel import GPTQModel, QuantizeConfig
 
     config = QuantizeConfig(
