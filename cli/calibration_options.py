@@ -166,7 +166,8 @@ def calibration_options() -> Decorator:
         click.option(
             "--group-search/--no-group-search",
             default=None,
-            help="Look for better ranges of affine groups than the plain ones; best does.",
+            help="Look for better ranges of affine groups than the plain ones; by default best "
+            "does, and in models that are no decoders every method.",
         ),
         click.option(
             "--true-sequential/--no-true-sequential",

@@ -8,7 +8,7 @@ inside loops and branches, are rounded without data.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,9 @@ def quantize_calibrated(
             "required; give --calib or --stats"
         )
     _require_one_order(plan, chain)
+    if options.method.group_search is None and not model.graph.states:
+        # Narrow text misleads the search in decoders; encoders lose much without it.
+        options = replace(options, method=replace(options.method, group_search=True))
     runs = None if batches is None else completed(batches, model.graph)
     spool = Spool(options.folder if journal is None else journal)
     findings = None if journal is None else Findings(journal)

@@ -30,11 +30,12 @@ class MethodOptions:
     (columns as they stand), `static` (columns by falling diagonal, groups by place, scales chosen
     up front), `group` (groups of sorted columns, for encodings with a group index). static_groups:
     the scales of all groups from the given weights, none from updated ones. group_search: look for
-    better ranges of an affine group than the plain one; None: in `best` alone, since a narrow text
-    misleads the search. trials: round each group on several grids and keep the best, where ranges
-    are not the plain ones. refine: rounds of refitting scales and descending on codes after GPTQ;
-    0, with `trials` and `tail_damping` off, is the paper's method. alpha: the weight of GPTAQ's
-    correction. true_sequential: weights of a layer see what the layer's earlier ones became.
+    better ranges of an affine group than the plain one; None: in `best`, and in models that are no
+    decoders, in which a narrow text misleads the search. trials: round each group on several grids
+    and keep the best, where ranges are not the plain ones. refine: rounds of refitting scales and
+    descending on codes after GPTQ; 0, with `trials` and `tail_damping` off, is the paper's method.
+    alpha: the weight of GPTAQ's correction. true_sequential: weights of a layer see what the
+    layer's earlier ones became.
     """
 
     damping: float = 0.01

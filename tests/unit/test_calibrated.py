@@ -38,7 +38,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def planned(model: Model, type_name: str = TYPE) -> Plan:
-    return make_plan(model, get_format("gguf").profile(), type_name)
+    held = "gguf" if type_name == TYPE else "hb"
+    return make_plan(model, get_format(held).profile(), type_name)
 
 
 def run(
@@ -271,6 +272,21 @@ def test_weights_that_cannot_be_rounded_are_named(tmp_path: Path) -> None:
         other = model.with_weights({**model.weights, name: tensor})
         with pytest.raises(HalfbyteError, match=f"{name}.*{told}"):
             run(other, random_batches(model), tmp_path, method="gptq")
+
+
+@pytest.mark.parametrize(("model_type", "searches"), [("bert", True), ("llama", False)])
+def test_models_that_are_no_decoders_search_ranges_unless_told(
+    model_type: str, searches: bool, tmp_path: Path
+) -> None:
+    model = random_model(model_type, seed=2)
+    batches = random_batches(model, count=4, length=24)
+    found = {}
+    for asked in (None, False, True):
+        options, folder = MethodOptions(group_search=asked), tmp_path / str(asked)
+        folder.mkdir()
+        made, _ = run(model, batches, folder, type_name="int3", options=options)
+        found[asked] = stored(made)
+    assert found[None] == found[searches] != found[not searches]
 
 
 def test_progress_reaches_its_total(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
