@@ -6,12 +6,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfbyte.adapters import convert_adapter, is_adapter_folder, with_adapters
-from halfbyte.calibration import Machine, calibrated, work_place
+from halfbyte.calibration import Machine, work_place
 from halfbyte.convert_report import (
     ConvertReport,
     verdicts,
@@ -30,7 +30,6 @@ from halfbyte.converters.format import (
 from halfbyte.converters.gguf.imatrix import is_importance
 from halfbyte.engine import available_threads
 from halfbyte.errors import HalfbyteError
-from halfbyte.files import sha256
 from halfbyte.importance_request import Importance
 from halfbyte.integer_activations import (
     require_inputs,
@@ -40,10 +39,11 @@ from halfbyte.integer_activations import (
 )
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import FilePart
-from halfbyte.journal import Journal, identity, job_of
+from halfbyte.journal import Journal, identity
 from halfbyte.memory import PeakMemory
 from halfbyte.output_request import OutputRequest, chain_of, check_options, write_options
 from halfbyte.stored_ranges import is_measured, with_stored_ranges
+from halfbyte.weight_rounding import RoundingWork, rounded_weights
 
 if TYPE_CHECKING:
     from halfbyte.ir.roles import WeightKey
@@ -201,37 +201,26 @@ def _planned(
     progress: ProgressFor | None,
 ) -> _Job:
     """Read the source, decide on every weight and calibrate; place: where slow methods work."""
-    from halfbyte.converters.hugging_face.checkpoints.schemes import require_alike
     from halfbyte.quant.calibrated import transformed_model
-    from halfbyte.quant.plan import apply_plan, make_plan
-    from halfbyte.quant.transforms import TransformOptions
 
-    if not (request.dry_run or request.split.is_asked):
-        _refuse_overwriting(source, output)
-        _refuse_overwriting_helpers(request, output)
     threads = request.threads or available_threads()
-    _require_device(request.device, threads)
-    target, flavour = format_for_output(output, request.to)
-    check_options(target.name, flavour, request)
-    destination = f"{target.name}:{flavour}"
+    target, flavour = _checked_target(source, output, request, threads)
+    destination, chain = f"{target.name}:{flavour}", chain_of(request)
     model = _read(source, request, threads)
     measured = is_measured(model, request.activations, destination)
+    calibrates = place is not None and chain.is_calibrated
     if measured and place is not None:
         require_inputs(request.activations.mode, request.calibration)
     _require_complete(model)
-    chain = chain_of(request)
-    calibrates = place is not None and chain.is_calibrated
-    if calibrates and request.calibration.save_stats:
-        statistics = Path(request.calibration.save_stats)
-        _refuse_overwriting(output, statistics, "the output")
-        refuse_replacing_data(model, [statistics])
-    merged = with_adapters(model, request)
-    given = request.calibration
+    if calibrates:
+        _refuse_overwriting_statistics(model, output, request)
     if (calibrates or measured) and target.name == "onnx":
         _require_no_experts(model)
-    transforms = TransformOptions(alpha=given.alpha, seed=given.data.seed)
+    merged = with_adapters(model, request)
     origin = "" if place is None else identity(model, request.lora)
-    model, notes = transformed_model(merged.model, chain, transforms)
+    machine = Machine(threads, request.device, request.compat)
+    work = RoundingWork(request, chain, machine, place, origin, progress)
+    model, notes = transformed_model(merged.model, chain, work.transforms)
     type_name: str = request.type
     integers: Mapping[str, str] = {}
     if request.activations.is_static and not measured:
@@ -241,6 +230,69 @@ def _planned(
         notes, type_name = (*notes, made.note), ""  # what is left float stays so
     model = with_declaration(model, request.activations, destination)
     importance = Importance.read(request.imatrix)
+    plan = _plan(model, target, flavour, type_name, request, importance)
+    by_weight, found = importance.matched(plan, _gguf_weight_name)
+    if not (calibrates or request.dry_run):
+        importance.require(plan, by_weight)
+    rounded = rounded_weights(work, model, plan, by_weight)
+    planned, notices = rounded.model, (*found, *rounded.notices)
+    options = write_options(
+        source, target.name, flavour, threads, request, plan.file_type, importance.keys()
+    )
+    if measured and place is not None:
+        ranged = with_stored_ranges(
+            *(planned, request.activations, request.calibration, destination, place, machine),
+            progress,
+        )
+        planned, notices = ranged.model, (*notices, *ranged.notes)
+        options = replace(options, grids=ranged.grids)
+    return _Job(
+        target,
+        output,
+        model,
+        plan,
+        planned,
+        options,
+        (*notes, *notices),
+        merged.verdicts,
+        chain,
+        rounded.calibration,
+        integers,
+    )
+
+
+def _checked_target(
+    source: Path, output: Path, request: OutputRequest, threads: int
+) -> tuple[Format, str]:
+    """Return the output's format and flavour; refuse what can be refused before reading."""
+    if not (request.dry_run or request.split.is_asked):
+        _refuse_overwriting(source, output)
+        _refuse_overwriting_helpers(request, output)
+    _require_device(request.device, threads)
+    target, flavour = format_for_output(output, request.to)
+    check_options(target.name, flavour, request)
+    return target, flavour
+
+
+def _refuse_overwriting_statistics(model: Model, output: Path, request: OutputRequest) -> None:
+    if request.calibration.save_stats:
+        statistics = Path(request.calibration.save_stats)
+        _refuse_overwriting(output, statistics, "the output")
+        refuse_replacing_data(model, [statistics])
+
+
+def _plan(
+    model: Model,
+    target: Format,
+    flavour: str,
+    type_name: str,
+    request: OutputRequest,
+    importance: Importance,
+) -> Plan:
+    """Decide on every weight."""
+    from halfbyte.converters.hugging_face.checkpoints.schemes import require_alike
+    from halfbyte.quant.plan import make_plan
+
     plan = make_plan(
         model,
         target.profile(flavour),
@@ -256,69 +308,8 @@ def _planned(
         ),
     )
     if flavour and target.name == "hf":
-        require_alike([(d.tensor, d.target) for d in plan.decisions], destination)
-    by_weight, notices = importance.matched(plan, _gguf_weight_name)
-    calibration = None
-    machine = Machine(threads, request.device, request.compat)
-    if place is not None and chain.is_calibrated:
-        done = calibrated(
-            *(model, plan, chain, transforms, request.calibration, place, machine, origin), progress
-        )
-        planned, calibration = done.model, done.report
-        notices = (*notices, *done.notices)
-    else:
-        if not request.dry_run:
-            importance.require(plan, by_weight)
-        rounding = "rtn" if chain.is_calibrated else chain.rounding
-        planned = apply_plan(model, plan, rounding, by_weight, request.compat)
-        if place is not None and place.lasting:
-            data = sha256(request.imatrix) if request.imatrix else ""
-            method = [chain.name, asdict(transforms)]
-            job = job_of(origin, plan, method, data, [request.device, request.compat])
-            planned = _kept(model, planned, plan, place.weights(job), threads, progress)
-            notices = (*notices, *place.notices)
-    options = write_options(
-        source, target.name, flavour, threads, request, plan.file_type, importance.keys()
-    )
-    if measured and place is not None:
-        ranged = with_stored_ranges(
-            *(planned, request.activations, given, destination, place, machine), progress
-        )
-        planned, notices = ranged.model, (*notices, *ranged.notes)
-        options = replace(options, grids=ranged.grids)
-    told = (*notes, *notices)
-    return _Job(
-        target,
-        output,
-        model,
-        plan,
-        planned,
-        options,
-        told,
-        merged.verdicts,
-        chain,
-        calibration,
-        integers,
-    )
-
-
-def _kept(
-    model: Model,
-    planned: Model,
-    plan: Plan,
-    folder: Path,
-    threads: int,
-    progress: ProgressFor | None,
-) -> Model:
-    """Return the planned model with rounded weights in files, where an earlier run left some."""
-    from halfbyte.quant.spool import Spool
-
-    decisions = dict(zip(model.weights, plan.decisions, strict=True))
-    by_file = {d.tensor.name: name for name, d in decisions.items() if d.is_search}
-    wanted = {name: (decisions[name].tensor, decisions[name].target) for name in by_file.values()}
-    advance = None if progress is None else progress(len(wanted))
-    found = Spool(folder).kept(wanted, planned.weights.__getitem__, threads, advance)
-    return model.with_weights({**planned.weights, **found})
+        require_alike([(d.tensor, d.target) for d in plan.decisions], f"{target.name}:{flavour}")
+    return plan
 
 
 def _gguf_architecture(model: Model) -> str:

@@ -1,0 +1,1 @@
+../../src/halfbyte/weight_rounding.py
