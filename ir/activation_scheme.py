@@ -9,6 +9,8 @@ from halfbyte.ir.encodings.float8 import Float8
 # Key of metadata: how values between layers are rounded, as compressed-tensors says it: a dict of
 # `input_activations`, `kv_cache_scheme` and `scales`, stored small arrays by name.
 ACTIVATIONS = "activation_quantization"
+# The largest code around zero, by the kind of codes: int8, float8 (e4m3).
+REACH = {"int": 127.0, "float": 448.0}
 
 
 def is_rounded(encoding: Encoding, kind: str) -> bool:

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from halfbyte.errors import FormatError, UnsupportedError
-from halfbyte.ir.activation_scheme import ACTIVATIONS, is_rounded
+from halfbyte.ir.activation_scheme import ACTIVATIONS, REACH, is_rounded
 from halfbyte.ir.graph import HALFBYTE_DOMAIN, Graph, Node, Value
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import tensor_from_array
 
 MODES = ("float", "declared")
-REACH = {"int": 127.0, "float": 448.0}
 INT8 = {"lowest": -128, "highest": 127}
 NAMES = {"int": "int8", "float": "float8"}
 LINEARS = ("Linear", "ExpertLinear")

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from halfbyte.converters.format import StoredGrid
 from halfbyte.converters.onnx.dynamic_integers import IntegerWeight, NodeWriter, integer_weight
 from halfbyte.errors import UnsupportedError
 from halfbyte.ir.graph import Graph, Value
 from halfbyte.ir.passes import dead_code
-from halfbyte.ir.tensor import tensor_from_array
+from halfbyte.ir.passes.matching import new_constant
 
 FLOAT = "float32"
 
@@ -65,8 +63,8 @@ def require_static_integers(graph: Graph, grids: Mapping[str, StoredGrid], path:
 
 def _pair(writer: NodeWriter, data: Value, grid: StoredGrid) -> Value:
     """Return data as a runtime reads it from its codes."""
-    scale = _constant(writer.graph, f"{data.name}.scale", np.array(grid.scale, np.float32))
-    zero = _constant(writer.graph, f"{data.name}.zero_point", np.array(grid.zero, grid.dtype))
+    scale = new_constant(writer.graph, f"{data.name}.scale", np.array(grid.scale, np.float32))
+    zero = new_constant(writer.graph, f"{data.name}.zero_point", np.array(grid.zero, grid.dtype))
     codes = writer.add("QuantizeLinear", data, scale, zero, name=data.name)[0]
     result = writer.add("DequantizeLinear", codes, scale, zero, name=data.name)[0]
     codes.shape = result.shape = data.shape
@@ -76,8 +74,3 @@ def _pair(writer: NodeWriter, data: Value, grid: StoredGrid) -> Value:
 def _floats(writer: NodeWriter, weight: IntegerWeight) -> Value:
     made = writer.add("DequantizeLinear", weight.codes, weight.scale, name=weight.name, axis=1)
     return made[0]
-
-
-def _constant(graph: Graph, name: str, array: NDArray[Any]) -> Value:
-    name = graph.fresh_name(name)
-    return graph.add_constant(tensor_from_array(name, array), name)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import QuantizationError, UnsupportedError
+from halfbyte.ir.activation_scheme import REACH
 from halfbyte.ir.model import Model
 from halfbyte.ir.tensor import Tensor
 from halfbyte.quant.calibration.activations import ActivationStore
@@ -33,7 +34,6 @@ from halfbyte.quant.calibration.ranges import (
 )
 from halfbyte.quant.calibration.streams import SiteRows, Stream
 
-REACH = {"int": 127.0, "float": 448.0}
 MOST = 1 << 20  # how often a column counts at most
 Range = tuple[float, float]
 ProgressFor = Callable[[int], Callable[[int], None] | None]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfbyte.errors import UnsupportedError
+from halfbyte.ir.activation_scheme import REACH
 from halfbyte.quant.calibration.histogram import Histogram
 
 AVERAGE_WEIGHT = 0.01
@@ -23,7 +24,7 @@ ENTROPY_BINS, ENTROPY_LEVELS = 2048, 128
 # Ends that `mse` tries: coarse fractions of the full range, then finer ones around the best.
 COARSE, FINE, ROUNDS = 12, 9, 3
 SMALLEST_FRACTION = 0.05
-E4M3, LARGEST_E4M3 = np.dtype(ml_dtypes.float8_e4m3fn), 448.0
+E4M3, LARGEST_E4M3 = np.dtype(ml_dtypes.float8_e4m3fn), REACH["float"]
 OF_INTEGERS = ("entropy",)
 BY_ERROR = ("mse",)  # for which a value counts by what becomes of its error
 

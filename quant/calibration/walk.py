@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -130,7 +130,9 @@ class Walk:
             streams = 1 + self.chain.needs_float_stream if calibrated else 0
             passes = len(self.by_layers.pieces) if self.layers else 0
             steps = (passes + streams * len(self.whole.pieces)) * len(self.batches.runs)
-            self.advance = progress(steps if calibrated else steps + len(self._kept_plain(False)))
+            if self._keeps_plain and not calibrated:
+                steps += len(self._plainly(False))
+            self.advance = progress(steps)
         if self.layers:
             self._transform()
         self._without_data(calibrated)
@@ -263,7 +265,7 @@ class Walk:
         """Round what has no site, or everything if the chain rounds without data."""
         note = "no linear layer outside of loops reads it" if calibrated else ""
         chosen = self._plainly(calibrated)
-        if self._kept_plain(calibrated):
+        if self._keeps_plain:
             wanted = {name: (self._weight(name), self.decisions[name].target) for name in chosen}
             threads = self.options.threads or 1
             step = None if calibrated else self.advance
@@ -282,12 +284,13 @@ class Walk:
             if decision.is_search and not (calibrated and name in sites)
         ]
 
-    def _kept_plain(self, calibrated: bool) -> Collection[str]:
-        """Return those that are computed at once, into files.
+    @property
+    def _keeps_plain(self) -> bool:
+        """Whether what is rounded without data is computed at once, into files.
 
-        A stream reads them, and then the writer; or a later run is to find them finished.
+        A stream reads it, and then the writer; or a later run is to find it finished.
         """
-        return self._plainly(calibrated) if calibrated or self.findings is not None else ()
+        return self.chain.rounding in CALIBRATED or self.findings is not None
 
     def _plain_weight(self, name: str) -> Tensor:
         """Return a weight rounded without data, while it is read."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +18,9 @@ from halfbyte.output_request import OutputRequest
 from halfbyte.quant.transforms import TransformOptions
 
 if TYPE_CHECKING:
-    from halfbyte.quant.calibrated import CalibrationReport
+    from halfbyte.quant.calibrated import CalibrationReport, ProgressFor
     from halfbyte.quant.method import Chain
     from halfbyte.quant.plan import Plan
-
-ProgressFor = Callable[[int], Callable[[int], None] | None]
 
 
 @dataclass(frozen=True)
