@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from halfbyte.cli.group import run
-from support.model_folders import tiny_model, write_model
+from support.model_folders import tiny_model, write_model, write_text
+from support.outlier_models import with_outliers
 
 TEMPLATE = (
     "{% for m in messages %}<|endoftext|>{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -83,3 +84,26 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(bert, root / "bert.gguf", "Q8_0")
     (root / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 12)
     return root
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a text to calibrate and to judge on."""
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture
+def data(text: Path) -> tuple[Any, ...]:
+    """Return the options of a small calibration."""
+    return ("--calib", text, "--calib-samples", 8, "--calib-length", 48)
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return a tiny model, and the same with a few large channels."""
+    folder = tmp_path_factory.mktemp("outliers")
+    model = tiny_model("llama", 3, hidden_size=64, intermediate_size=96, num_hidden_layers=2)
+    return {
+        "plain": write_model(model, folder / "plain"),
+        "outliers": write_model(with_outliers(model), folder / "outliers"),
+    }

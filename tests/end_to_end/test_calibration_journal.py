@@ -16,7 +16,7 @@ import halfbyte
 from halfbyte.errors import HalfbyteError
 from halfbyte.journal import Journal, open_journal
 from halfbyte.quant.algorithms import gptq
-from support.model_folders import SAMPLE, tiny_model, write_model
+from support.model_folders import tiny_model, write_model, write_text
 
 TESTS = Path(__file__).resolve().parents[1]
 SMALL = {"calib_samples": 6, "calib_length": 32, "threads": 1}
@@ -25,8 +25,7 @@ SMALL = {"calib_samples": 6, "calib_length": 32, "threads": 1}
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("journal")
-    words = np.random.default_rng(0).permutation(SAMPLE.split() * 60)
-    (folder / "text.txt").write_text(" ".join(words), encoding="utf-8")
+    write_text(folder / "text.txt")
     settings = {"hidden_size": 64, "intermediate_size": 96}
     return write_model(tiny_model("llama", 3, **settings), folder / "llama")
 

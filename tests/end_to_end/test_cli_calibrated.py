@@ -14,18 +14,10 @@ from halfbyte.pipeline import verify as compare
 from halfbyte.quant.calibration.batches import token_batches
 from halfbyte.quant.calibration.gather import collect
 from halfbyte.quant.solver import get_solver
-from support.model_folders import SAMPLE, tiny_model, write_model
+from support.model_folders import tiny_model, write_model
 
 FEW = ("--calib-samples", "12", "--calib-length", "48")
 SETTINGS = {"hidden_size": 64, "intermediate_size": 96}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "calibration.txt"
-    words = np.random.default_rng(0).permutation(SAMPLE.split() * 60)
-    path.write_text(" ".join(words), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -5,34 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import halfbyte
 from support.checkpoint_folders import arrays_of, settings_of
-from support.model_folders import SAMPLE, tiny_model, write_model
-from support.outlier_models import with_outliers
 
 TO = ("--to", "hf:compressed-tensors")
 MODES = {"int": ("int8", "int8-dynamic"), "float": ("fp8", "fp8")}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    words = np.random.default_rng(0).permutation(SAMPLE.split() * 60)
-    path.write_text(" ".join(words), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    model = tiny_model("llama", 3, hidden_size=64, intermediate_size=96, num_hidden_layers=2)
-    return {
-        "plain": write_model(model, folder / "plain"),
-        "outliers": write_model(with_outliers(model), folder / "outliers"),
-    }
 
 
 def divergence(cli: Any, first: Path, second: Path, text: Path, activations: str) -> float:

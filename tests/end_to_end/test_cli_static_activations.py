@@ -13,36 +13,13 @@ import halfbyte
 from halfbyte.converters.hugging_face.input_scales import input_scales_of
 from halfbyte.ir.activation_scheme import ACTIVATIONS
 from support.checkpoint_folders import arrays_of, settings_of
-from support.model_folders import SAMPLE, tiny_model, write_model
-from support.outlier_models import with_outliers
+from support.model_folders import tiny_model, write_model
 from support.safetensors_files import write_folder
 
 TO = ("--to", "hf:compressed-tensors")
 MODES = {"int": ("int8-f32", "int8-static"), "float": ("fp8", "fp8-static")}
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    words = np.random.default_rng(0).permutation(SAMPLE.split() * 60)
-    path.write_text(" ".join(words), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder, model = tmp_path_factory.mktemp("models"), tiny_model("llama", 3, **SIZES)
-    return {
-        "plain": write_model(model, folder / "plain"),
-        "outliers": write_model(with_outliers(model), folder / "outliers"),
-    }
-
-
-@pytest.fixture
-def data(text: Path) -> tuple[Any, ...]:
-    return ("--calib", text, "--calib-samples", 8, "--calib-length", 48)
 
 
 def divergence(cli: Any, first: Path, second: Path, text: Path, activations: str) -> float:

@@ -5,39 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 
 import halfbyte
 from halfbyte.ir.model import CALIBRATION_KEY
-from support.model_folders import SAMPLE, tiny_model, write_model
-from support.outlier_models import with_outliers
+from support.model_folders import tiny_model, write_model
 
 STATIC = ("--type", "int8", "--activations", "int8-static")
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    words = np.random.default_rng(0).permutation(SAMPLE.split() * 60)
-    path.write_text(" ".join(words), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder, model = tmp_path_factory.mktemp("models"), tiny_model("llama", 3, **SIZES)
-    return {
-        "plain": write_model(model, folder / "plain"),
-        "outliers": write_model(with_outliers(model), folder / "outliers"),
-    }
-
-
-@pytest.fixture
-def data(text: Path) -> tuple[Any, ...]:
-    return ("--calib", text, "--calib-samples", 8, "--calib-length", 48)
 
 
 def divergence(cli: Any, first: Path, second: Path, text: Path) -> float:

@@ -16,7 +16,7 @@ import halfbyte
 from halfbyte.quant.calibration import walk
 from halfbyte.quant.spool import SpoolWriter
 from halfbyte.quant.transforms import awq
-from support.model_folders import SAMPLE, tiny_model, write_model
+from support.model_folders import tiny_model, write_model, write_text
 
 TESTS = Path(__file__).resolve().parents[1]
 SMALL = {"calib_samples": 6, "calib_length": 32, "threads": 1}
@@ -26,8 +26,7 @@ LAYERS, SEARCHES, WEIGHTS = 3, 9, 16  # of the model of most tests; the searches
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("transforms")
-    words = np.random.default_rng(0).permutation(SAMPLE.split() * 60)
-    (folder / "text.txt").write_text(" ".join(words), encoding="utf-8")
+    write_text(folder / "text.txt")
     settings = {"hidden_size": 64, "intermediate_size": 96}
     write_model(tiny_model("mixtral", 2, **settings), folder / "mixtral")
     return write_model(tiny_model("llama", 3, **settings), folder / "llama")

@@ -87,6 +87,13 @@ def write_model(model: Model, path: Path, type_name: str = "") -> Path:
     return path
 
 
+def write_text(path: Path) -> Path:
+    """Write a text to calibrate and to judge on: the words of SAMPLE, often and in disorder."""
+    words = np.random.default_rng(0).permutation(SAMPLE.split() * 60)
+    path.write_text(" ".join(words), encoding="utf-8")
+    return path
+
+
 def outputs_of(model: Model, ids: list[int]) -> dict[str, np.ndarray[Any, Any]]:
     """Return what a model gives for token ids, in exact arithmetic."""
     return Session(model).run({"input_ids": np.array([ids], np.int64)})
